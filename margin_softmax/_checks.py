@@ -1,0 +1,258 @@
+"""What every public function asks of its arguments, and the words in which it refuses them.
+
+A message names the argument, what came, what was expected, and the fix. Shapes and dtypes are known while
+tracing and are always checked; values are checked where they are concrete, and pass through where they are
+traced (a margin under a schedule, labels inside `jit`).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Numeric = float | jax.Array | np.ndarray | np.generic
+"""A hyper-parameter: a number, or an array with one value per example; concrete or traced."""
+
+
+def is_traced(value: Any) -> bool:
+    return isinstance(value, jax.core.Tracer)
+
+
+def real_array(name: str, value: Any) -> jax.Array:
+    """`value` as an array of real floating point numbers."""
+    array = _as_array(name, value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"{name}: expected real floating point numbers, came {array.dtype}. "
+            f"Convert it first, for example `{name}.astype(jnp.float32)`."
+        )
+    return array
+
+
+def _as_array(name: str, value: Any) -> jax.Array:
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected an array, came {type(value).__name__}: {error}") from None
+
+
+def shape(name: str, array: jax.Array, expected: Sequence[int | None], letters: str, fix: str = "") -> None:
+    """Refuses a shape that differs from `expected` (None: any size); `letters` is how the docs write it."""
+    chex.assert_shape(
+        array,
+        tuple(expected),
+        custom_message=f"{name}: expected shape {letters}, came {array.shape}. {fix}".rstrip(),
+        exception_type=ValueError,
+    )
+
+
+def features_and_weights(features: Any, weights: Any) -> tuple[jax.Array, jax.Array]:
+    """Features [B, D] and class weights [C, D] or [C, K, D], as arrays that fit each other."""
+    features, weights = real_array("features", features), real_array("weights", weights)
+    shape("features", features, (None, None), "[B, D]", "Flatten or pool every other axis first.")
+    if weights.ndim not in (2, 3):
+        raise ValueError(
+            f"weights: expected shape [C, D], or [C, K, D] with K sub-centres, came {weights.shape}. "
+            "Give one row per class."
+        )
+    dimensions = features.shape[1]
+    if weights.shape[-1] != dimensions:
+        transposed = weights.ndim == 2 and weights.shape[0] == dimensions
+        fix = "They look transposed: pass `weights.T`." if transposed else "Features and class rows share D."
+        raise ValueError(
+            f"weights: expected shape [C, {dimensions}] for features {features.shape}, came {weights.shape}. {fix}"
+        )
+    if 0 in weights.shape[:-1]:
+        raise ValueError(f"weights: expected at least one class, came {weights.shape}. Give one row per class.")
+    return features, weights
+
+
+def labels_of(labels: Any, batch: int, num_classes: int) -> jax.Array:
+    """Labels [B] as integers that can hold every class; their values are left as they are."""
+    _refuse_lost_digits(labels)
+    labels = _as_array("labels", labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(
+            f"labels: expected integers, came {labels.dtype}. Class indices are integers in [0, C): `labels.astype(jnp.int32)`."
+        )
+    if labels.ndim == 2 and labels.shape == (batch, num_classes) and labels.shape[1] != 1:
+        raise ValueError(
+            f"labels: expected shape [B] = ({batch},), came {labels.shape}, which looks one-hot. Pass `labels.argmax(axis=-1)`."
+        )
+    shape(
+        "labels",
+        labels,
+        (batch,),
+        f"[B] = ({batch},)",
+        "One class index per example: `labels.reshape(-1)` drops a trailing axis.",
+    )
+    if jnp.iinfo(labels.dtype).max < num_classes - 1:
+        raise TypeError(
+            f"labels: {labels.dtype} cannot hold the classes 0 to {num_classes - 1}, so larger ones have wrapped. "
+            "Make them int32 where they are made."
+        )
+    return labels
+
+
+def _refuse_lost_digits(labels: Any) -> None:
+    """NumPy labels wider than the compiled integers would wrap onto other classes, silently."""
+    if isinstance(labels, jax.Array) or hasattr(labels, "__jax_array__"):
+        return
+    wide = np.asarray(labels)
+    narrow = jax.dtypes.canonicalize_dtype(wide.dtype) if wide.dtype.kind in "iu" else wide.dtype
+    if narrow == wide.dtype or wide.size == 0:
+        return
+    limits = np.iinfo(narrow)
+    wrong = np.flatnonzero((wide.reshape(-1) > limits.max) | (wide.reshape(-1) < limits.min))
+    if wrong.size:
+        raise ValueError(
+            f"labels: row {wrong[0]} holds {wide.reshape(-1)[wrong[0]]}, which {narrow} cannot hold "
+            f"({wide.dtype} is compiled as {narrow}). Labels are class indices in [0, C)."
+        )
+
+
+def mask_of(where: Any, batch: int) -> jax.Array | None:
+    """The rows that count, [B] booleans, or None for all of them."""
+    if where is None:
+        return None
+    where = _as_array("where", where)
+    if where.dtype != jnp.bool_:
+        raise TypeError(f"where: expected booleans, came {where.dtype}. Pass `where != 0`.")
+    shape("where", where, (batch,), f"[B] = ({batch},)", "One flag per example; nothing is broadcast.")
+    return where
+
+
+def bias_of(bias: Any, num_classes: int) -> jax.Array | None:
+    if bias is None:
+        return None
+    bias = real_array("bias", bias)
+    shape("bias", bias, (num_classes,), f"[C] = ({num_classes},)", "One number per class.")
+    return bias
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    at_least: float = -math.inf,
+    above: float = -math.inf,
+    at_most: float = math.inf,
+    whole: bool = False,
+    hint: str = "",
+) -> Any:
+    """`value` itself, once its concrete numbers are finite and within bounds; traced ones pass through."""
+    if is_traced(value):
+        return value
+    numbers = np.asarray(value)
+    if numbers.dtype.kind not in "fiu" and not jnp.issubdtype(numbers.dtype, jnp.floating):
+        raise TypeError(f"{name}: expected a real number or an array of them, came {value!r}.")
+    numbers = numbers.astype(np.float64)
+    inside = np.isfinite(numbers) & (numbers >= at_least) & (numbers > above) & (numbers <= at_most)
+    if whole:
+        inside &= numbers == np.round(numbers)
+    if not inside.all():
+        bounds = [f">= {at_least:g}"] * (at_least > -math.inf) + [f"> {above:g}"] * (above > -math.inf)
+        bounds += [f"<= {at_most:.6g}"] * (at_most < math.inf)
+        kind = "a whole number" if whole else "a finite number"
+        came = f"{value!r}" if numbers.ndim == 0 else f"{numbers[~inside][0]} among {numbers.size} values"
+        raise ValueError(
+            f"{name}: expected {' '.join([kind, ' and '.join(bounds)]).strip()}, came {came}. {hint}".rstrip()
+        )
+    return value
+
+
+def static_number(name: str, value: Any, **bounds: Any) -> Any:
+    """As `number`, for what is fixed when a program is compiled."""
+    if is_traced(value):
+        raise TypeError(
+            f"{name}: expected a plain number, came a traced value. It shapes the program: pass a Python int."
+        )
+    return number(name, value, **bounds)
+
+
+def hashable(name: str, value: Any) -> Any:
+    try:
+        hash(value)
+    except TypeError:
+        raise TypeError(
+            f"{name}: expected a hashable value, came {type(value).__name__}. It is part of the compiled program."
+        ) from None
+    return value
+
+
+def angle_margin(name: str, value: Any, *, at_least: float = 0.0) -> Any:
+    """An additive margin in radians; the field also writes degrees, which would pass unnoticed."""
+    return number(
+        name,
+        value,
+        at_least=at_least,
+        at_most=math.pi,
+        hint="Angles are in radians; are these degrees? `math.radians(28.6)` is 0.5.",
+    )
+
+
+def smoothing_of(label_smoothing: Any) -> Any:
+    """Label smoothing in [0, 1]; None for a concrete 0, which then costs nothing and needs no finite logits."""
+    number("label_smoothing", label_smoothing, at_least=0.0, at_most=1.0)
+    if jnp.ndim(label_smoothing) != 0:
+        raise ValueError(f"label_smoothing: expected one number, came shape {jnp.shape(label_smoothing)}.")
+    if not is_traced(label_smoothing) and float(label_smoothing) == 0.0:
+        return None
+    return label_smoothing
+
+
+def check_labels(labels: Any, num_classes: int) -> None:
+    """Refuses labels outside [0, C), on the host, naming the first wrong row.
+
+    Inside a compiled loss a wrong label can only be made loud: its row's loss is NaN and its gradient 0.
+    This finds it before, for instance once per epoch or in the data loader.
+
+    Args:
+      labels: integers of any shape; NumPy or concrete JAX.
+      num_classes: C.
+
+    Raises:
+      TypeError: the labels are traced, or not integers.
+      ValueError: a label lies outside [0, C); names its row, the label and C.
+
+    Example:
+      >>> ms.check_labels([0, 3, 9], num_classes=10)
+      >>> ms.check_labels([0, 3, 10], num_classes=10)
+      Traceback (most recent call last):
+      ...
+      ValueError: labels: row 2 holds 10, expected 0 to 9 for 10 classes. 1 of 3 labels is wrong.
+    """
+    if is_traced(labels):
+        raise TypeError("labels: check_labels reads values, and these are traced. Call it outside jit, on the batch.")
+    number("num_classes", num_classes, at_least=1, whole=True)
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"labels: expected integers, came {labels.dtype}. Class indices are integers in [0, C).")
+    wrong = np.argwhere((labels < 0) | (labels >= num_classes))
+    if len(wrong):
+        row = tuple(int(i) for i in wrong[0])
+        place = row[0] if len(row) == 1 else row
+        verb = "label is" if len(wrong) == 1 else "labels are"
+        raise ValueError(
+            f"labels: row {place} holds {labels[row]}, expected 0 to {num_classes - 1} for {num_classes} classes. "
+            f"{len(wrong)} of {labels.size} {verb} wrong."
+        )
+
+
+def in_range(labels: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
+    """Which labels name a class, and int32 labels that all do: a gather by them never leaves the array."""
+    # Compared in their own dtype: a cast would wrap wide ones onto other classes.
+    valid = (labels >= 0) & (labels <= jnp.asarray(num_classes - 1).astype(labels.dtype))
+    return valid, jnp.where(valid, labels, 0).astype(jnp.int32)
+
+
+def only_counted(losses: jax.Array, valid: jax.Array, where: jax.Array | None) -> jax.Array:
+    """NaN, loudly, where a label names no class; 0 where the row does not count; no gradient in either."""
+    if where is None:
+        return jnp.where(valid, losses, jnp.nan)
+    # Only rows that count may turn NaN: not even a masked one is made on the way.
+    return jnp.where(where, jnp.where(valid | ~where, losses, jnp.nan), 0.0)

@@ -1,0 +1,277 @@
+"""Heads: where a loss runs. A head is a map-reduce over the rows of the class weights.
+
+A head multiplies features with class rows, hands the products to functions it is given, and reduces over classes;
+it knows no loss. Heads are static values: two equal ones share one compiled program.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from margin_softmax import _checks
+from margin_softmax.reductions import Reduction
+
+Tree = Any
+Logits = Callable[[jax.Array, Tree, Tree], jax.Array]
+
+
+class Rows(NamedTuple):
+    """What a head has of each example: the left factor of the products, and whatever the logits need, `[B]` each."""
+
+    features: jax.Array
+    given: Tree = ()
+
+
+class Classes(NamedTuple):
+    """What a head has of each class: the right factor `[C, D]` or `[C, K, D]`, and an optional bias `[C]`."""
+
+    weights: jax.Array
+    bias: jax.Array | None = None
+
+
+class Head(Protocol):
+    """A map-reduce over class rows; any frozen, hashable value with these two methods."""
+
+    def own(self, function: Callable[[Any, Classes], Tree], rows: Any, classes: Classes, labels: jax.Array) -> Tree:
+        """`function(rows, classes[labels])`; labels lie in [0, C), every leaf of the result is `[B]`."""
+        ...
+
+    def others(self, reduction: Reduction, logits: Logits, rows: Rows, classes: Classes, labels: jax.Array) -> Tree:
+        """The reduction's total of `logits` over the classes j != label.
+
+        `logits` maps products `[B, n]` (or `[B, n, K]`), `rows.given` with leaves `[B, 1]`, and the classes of a
+        block to logits `[B, n]`; elementwise, and a function of its arguments alone. A label outside [0, C)
+        excludes no class.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """All `[B, C]` logits at once, in plain JAX; see `dense`."""
+
+    precision: Any = None
+
+    def own(self, function, rows, classes, labels):
+        return function(rows, take(classes, labels))
+
+    def others(self, reduction, logits, rows, classes, labels):
+        ids = jnp.arange(classes.weights.shape[0], dtype=labels.dtype)
+        return reduction.total(reduction.of(self.logits(logits, rows, classes), ids[None] != labels[:, None], ids))
+
+    def logits(self, logits: Logits, rows: Rows, classes: Classes) -> jax.Array:
+        """Logits of all classes `[B, C]`."""
+        classes = _as_dtype(classes, rows.features.dtype)
+        return logits(products(rows.features, classes.weights, self.precision), columns(rows.given), classes)
+
+
+def dense() -> Dense:
+    """All `[B, C]` logits at once, in plain JAX.
+
+    Forward-mode differentiation and Hessians work through it, and every other head is tested against it. Its memory
+    grows with batch x classes; its time is that of three matrix products for the loss with its gradients.
+
+    Returns:
+      A head.
+
+    Example:
+      >>> x, w, y = jnp.ones((2, 3)), jnp.eye(5, 3), jnp.array([0, 4])
+      >>> ms.margin_loss(x, w, y, ms.arcface(0.5, scale=8.0), head=ms.dense()).shape
+      (2,)
+    """
+    return Dense()
+
+
+@dataclasses.dataclass(frozen=True)
+class Blockwise:
+    """One block of classes after the other; see `blockwise`."""
+
+    block_size: int | None = None
+    memory: int = 64 * 2**20
+    precision: Any = None
+
+    def own(self, function, rows, classes, labels):
+        return function(rows, take(classes, labels))
+
+    def others(self, reduction, logits, rows, classes, labels):
+        plan = self.plan(rows.features.shape[0], classes.weights.shape[:-1], rows.features.dtype.itemsize)
+        return _blockwise(plan, logits, reduction, rows, classes, labels)
+
+    def plan(self, batch: int, classes: tuple[int, ...], itemsize: int) -> "Plan":
+        """Block size and number of kept blocks for a batch and C, or (C, K), class rows."""
+        per_class = max(batch, 1) * int(np.prod(classes[1:], dtype=int))
+        size = self.block_size or max(128, BLOCK_PRODUCTS // per_class // 128 * 128)
+        size = min(size, classes[0])
+        return Plan(size, int(self.memory // (size * per_class * itemsize)), self.precision)
+
+
+BLOCK_PRODUCTS = 2**20
+"""Products in one block: 4 MiB of float32, which stay in a cache between the passes over them."""
+
+
+def blockwise(block_size: int | None = None, memory: int = 64 * 2**20, precision: Any = None) -> Blockwise:
+    """One block of classes after the other: the same loss, and no `[B, C]` array.
+
+    The backward pass needs the products of features and weights again. Those of as many blocks as fit into `memory`
+    are kept from the forward pass (three matrix products in all), the rest are computed anew (four). Differentiates
+    in reverse mode; for forward mode and Hessians there is `dense`.
+
+    Args:
+      block_size: classes in a block; None chooses it from the shapes. C need not be a multiple of it.
+      memory: bytes of products that may be kept for the backward pass; 0 keeps none.
+      precision: of the matrix products, as in `jax.lax.dot_general`; None is the highest, so that float32 means
+        float32 on accelerators too.
+
+    Returns:
+      A head.
+
+    Raises:
+      TypeError: `precision` is not hashable.
+      ValueError: `block_size` is not a whole number >= 1, or `memory` is negative.
+
+    Example:
+      >>> x, w, y = jnp.ones((2, 3)), jnp.eye(5, 3), jnp.array([0, 4])
+      >>> ms.margin_loss(x, w, y, ms.arcface(0.5, scale=8.0), head=ms.blockwise(block_size=2)).shape
+      (2,)
+    """
+    if block_size is not None:
+        block_size = int(_checks.static_number("block_size", block_size, at_least=1, whole=True))
+    memory = int(_checks.static_number("memory", memory, at_least=0, whole=True, hint="It counts bytes."))
+    return Blockwise(block_size, memory, _checks.hashable("precision", precision))
+
+
+def products(features: jax.Array, weights: jax.Array, precision: Any = None) -> jax.Array:
+    """Inner products `[B, C]` or `[B, C, K]`."""
+    return jax.lax.dot_general(
+        features, weights, (((1,), (weights.ndim - 1,)), ((), ())), precision=_precise(precision)
+    )
+
+
+def _products_transpose(products_bar, features, weights, precision):
+    """Cotangents of both factors of `products`, from the cotangent of the products."""
+    axes = tuple(range(1, products_bar.ndim))
+    features_bar = jax.lax.dot_general(
+        products_bar, weights, ((axes, tuple(range(weights.ndim - 1))), ((), ())), precision=_precise(precision)
+    )
+    weights_bar = jax.lax.dot_general(products_bar, features, (((0,), (0,)), ((), ())), precision=_precise(precision))
+    return features_bar, weights_bar
+
+
+def _precise(precision):
+    return jax.lax.Precision.HIGHEST if precision is None else precision
+
+
+def take(classes: Classes, labels: jax.Array) -> Classes:
+    """The rows `classes[labels]`, for labels in [0, C)."""
+    return jax.tree.map(lambda leaf: leaf.at[labels].get(mode="clip"), classes)
+
+
+def columns(tree: Tree) -> Tree:
+    """Leaves `[B]` as `[B, 1]`, to meet a block `[B, n]`."""
+    return jax.tree.map(lambda leaf: leaf[:, None], tree)
+
+
+def _as_dtype(tree: Tree, dtype) -> Tree:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+
+
+class Plan(NamedTuple):
+    """How a blockwise pass runs: classes in a block, blocks whose products are kept, precision."""
+
+    size: int
+    kept: int
+    precision: Any
+
+
+def _blocks(plan: Plan, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """First class of each block, and the first class that is not another block's.
+
+    The last block starts early enough to be full. It comes first: what it writes for the classes it shares is then
+    overwritten by the block whose classes they are.
+    """
+    own = np.arange(0, num_classes, plan.size, dtype=np.int32)
+    return np.roll(np.minimum(own, num_classes - plan.size), 1), np.roll(own, 1)
+
+
+def _write(classes: Classes, block: Classes, start) -> Classes:
+    def write(leaf, new):
+        return jax.lax.dynamic_update_slice_in_dim(leaf, new.astype(leaf.dtype), start, axis=0)
+
+    return jax.tree.map(write, classes, block)
+
+
+class _Block(NamedTuple):
+    classes: Classes
+    keep: jax.Array
+    ids: jax.Array
+
+
+def _block(plan: Plan, rows: Rows, classes: Classes, labels: jax.Array, start, first) -> _Block:
+    ids = start + jnp.arange(plan.size, dtype=jnp.int32)
+    keep = (ids >= first)[None] & (ids[None] != labels[:, None])
+    block = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, plan.size), classes)
+    return _Block(_as_dtype(block, rows.features.dtype), keep, ids)
+
+
+def _scan(step, carry, xs):
+    """`jax.lax.scan`, without a loop where there is nothing to loop over."""
+    length = len(jax.tree.leaves(xs)[0])
+    if length > 1:
+        return jax.lax.scan(step, carry, xs)
+    if length == 0:
+        return carry, None
+    carry, y = step(carry, jax.tree.map(lambda x: x[0], xs))
+    return carry, jax.tree.map(lambda leaf: leaf[None], y)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _blockwise(plan: Plan, logits: Logits, reduction: Reduction, rows: Rows, classes: Classes, labels: jax.Array):
+    return _blockwise_fwd(plan._replace(kept=0), logits, reduction, rows, classes, labels)[0]
+
+
+def _blockwise_fwd(plan, logits, reduction, rows, classes, labels):
+    def step(part, where, keep_products):
+        block = _block(plan, rows, classes, labels, *where)
+        p = products(rows.features, block.classes.weights, plan.precision)
+        z = logits(p, columns(rows.given), block.classes)
+        return reduction.merge(part, reduction.of(z, block.keep, block.ids)), p if keep_products else None
+
+    nothing = jnp.zeros((rows.features.shape[0], 1), rows.features.dtype)
+    part = reduction.of(nothing, nothing > 0, jnp.zeros(1, jnp.int32))
+    starts = _blocks(plan, classes.weights.shape[0])
+    part, kept = _scan(functools.partial(step, keep_products=True), part, [s[: plan.kept] for s in starts])
+    part, _ = _scan(functools.partial(step, keep_products=False), part, [s[plan.kept :] for s in starts])
+    total = reduction.total(part)
+    return total, (reduction, rows, classes, labels, total, kept)
+
+
+def _blockwise_bwd(plan, logits, residuals, total_bar):
+    reduction, rows, classes, labels, total, kept = residuals
+
+    def step(bars, xs):
+        where, p = xs
+        block = _block(plan, rows, classes, labels, *where)
+        if p is None:
+            p = products(rows.features, block.classes.weights, plan.precision)
+        z, pull = jax.vjp(lambda p, given, classes: logits(p, columns(given), classes), p, rows.given, block.classes)
+        p_bar, given_bar, block_bar = pull(reduction.pull(z, block.keep, total, total_bar))
+        features_bar, weights_bar = _products_transpose(p_bar, rows.features, block.classes.weights, plan.precision)
+        block_bar = block_bar._replace(weights=block_bar.weights + weights_bar)
+        rows_bar, classes_bar = bars
+        rows_bar = jax.tree.map(jnp.add, rows_bar, Rows(features_bar, given_bar))
+        return (rows_bar, _write(classes_bar, block_bar, where[0])), None
+
+    bars = jax.tree.map(jnp.zeros_like, (rows, classes))
+    starts = _blocks(plan, classes.weights.shape[0])
+    bars, _ = _scan(step, bars, ([s[: plan.kept] for s in starts], kept))
+    bars, _ = _scan(step, bars, ([s[plan.kept :] for s in starts], None))
+    # A reduction is a constant by contract, and labels are integers.
+    return jax.tree.map(jnp.zeros_like, reduction), *bars, None
+
+
+_blockwise.defvjp(_blockwise_fwd, _blockwise_bwd)
