@@ -43,6 +43,26 @@ def dot(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 @jax.custom_jvp
+def inner(a: jax.Array, b: jax.Array, length: jax.Array) -> jax.Array:
+    """`<a, b>` along the last axis, for `length = |a| |b|`.
+
+    Where both are directions (length 1) and near each other, `1 - |a - b|^2 / 2` does not see how their lengths were
+    rounded, which in the sum costs half the digits that a logit of 60 can spare. The derivative is that of `<a, b>`.
+    """
+    product = dot(a, b)
+    near, far = 1.0 - dot(a - b, a - b) / 2, dot(a + b, a + b) / 2 - 1.0
+    by_chord = jnp.where(product > 0, near, far)
+    return jnp.where((length == 1.0) & (jnp.abs(product) > 0.5), by_chord, product)
+
+
+@inner.defjvp
+def _inner_jvp(primals, tangents):
+    a, b, length = primals
+    da, db, _ = tangents
+    return inner(a, b, length), dot(da, b) + dot(a, db)
+
+
+@jax.custom_jvp
 def angle_between(x: jax.Array, w: jax.Array) -> jax.Array:
     """`angle` without its checks."""
     a, b = unit(x), unit(w)

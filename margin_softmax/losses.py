@@ -246,10 +246,11 @@ def _own_of(example, classes):
         weights = _winner(margin, directions, weights)
     factor, weight_length = margin.weights(weights)
     _, feature_length = margin.features(features)
+    length = feature_length * weight_length
     own = Own(
         angle=angles.angle_between(features, weights),
-        product=angles.dot(directions, weights) * factor,
-        length=feature_length * weight_length,
+        product=angles.inner(directions, weights * factor[:, None], length),
+        length=length,
         norm=angles.norm(features),
     )
     return own, classes.bias
