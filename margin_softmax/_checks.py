@@ -33,21 +33,28 @@ def real_array(name: str, value: Any) -> jax.Array:
     return array
 
 
+def holds_reals(name: str, value: Any) -> bool:
+    """Whether `value`, an array or a list, holds floating point numbers."""
+    dtype = value.dtype if hasattr(value, "dtype") else _as_array(name, value).dtype
+    return jnp.issubdtype(dtype, jnp.floating)
+
+
 def _as_array(name: str, value: Any) -> jax.Array:
+    if isinstance(value, jax.Array):
+        return value  # as it is: `asarray` would run an operation, which `jax_debug_nans` checks, masked rows and all
     try:
         return jnp.asarray(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"{name}: expected an array, came {type(value).__name__}: {error}") from None
 
 
 def shape(name: str, array: jax.Array, expected: Sequence[int | None], letters: str, fix: str = "") -> None:
     """Refuses a shape that differs from `expected` (None: any size); `letters` is how the docs write it."""
-    chex.assert_shape(
-        array,
-        tuple(expected),
-        custom_message=f"{name}: expected shape {letters}, came {array.shape}. {fix}".rstrip(),
-        exception_type=ValueError,
-    )
+    try:
+        chex.assert_shape(array, tuple(expected))
+    except AssertionError:
+        # In our words only: chex calls the argument "input 0".
+        raise ValueError(f"{name}: expected shape {letters}, came {array.shape}. {fix}".rstrip()) from None
 
 
 def features_and_weights(features: Any, weights: Any) -> tuple[jax.Array, jax.Array]:
@@ -102,7 +109,10 @@ def _refuse_lost_digits(labels: Any) -> None:
     """NumPy labels wider than the compiled integers would wrap onto other classes, silently."""
     if isinstance(labels, jax.Array) or hasattr(labels, "__jax_array__"):
         return
-    wide = np.asarray(labels)
+    try:
+        wide = np.asarray(labels)
+    except (TypeError, ValueError):
+        return  # no array of numbers, or a list of traced ones: not NumPy's
     narrow = jax.dtypes.canonicalize_dtype(wide.dtype) if wide.dtype.kind in "iu" else wide.dtype
     if narrow == wide.dtype or wide.size == 0:
         return
@@ -147,7 +157,7 @@ def number(
     """`value` itself, once its concrete numbers are finite and within bounds; traced ones pass through."""
     if is_traced(value):
         return value
-    numbers = np.asarray(value)
+    numbers = np.asarray(None if isinstance(value, list | tuple) else value)
     if numbers.dtype.kind not in "fiu" and not jnp.issubdtype(numbers.dtype, jnp.floating):
         raise TypeError(f"{name}: expected a real number or an array of them, came {value!r}.")
     numbers = numbers.astype(np.float64)
@@ -171,6 +181,8 @@ def static_number(name: str, value: Any, **bounds: Any) -> Any:
         raise TypeError(
             f"{name}: expected a plain number, came a traced value. It shapes the program: pass a Python int."
         )
+    if np.ndim(value) != 0:
+        raise TypeError(f"{name}: expected one number, came shape {np.shape(value)}.")
     return number(name, value, **bounds)
 
 
@@ -190,7 +202,7 @@ def angle_margin(name: str, value: Any, *, at_least: float = 0.0) -> Any:
         name,
         value,
         at_least=at_least,
-        at_most=math.pi,
+        at_most=float(np.float32(math.pi)),  # a little above pi
         hint="Angles are in radians; are these degrees? `math.radians(28.6)` is 0.5.",
     )
 
@@ -228,18 +240,21 @@ def check_labels(labels: Any, num_classes: int) -> None:
     """
     if is_traced(labels):
         raise TypeError("labels: check_labels reads values, and these are traced. Call it outside jit, on the batch.")
-    number("num_classes", num_classes, at_least=1, whole=True)
-    labels = np.asarray(labels)
+    static_number("num_classes", num_classes, at_least=1, whole=True)
+    try:
+        labels = np.asarray(labels)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"labels: expected an array, came {type(labels).__name__}: {error}") from None
     if labels.dtype.kind not in "iu":
         raise TypeError(f"labels: expected integers, came {labels.dtype}. Class indices are integers in [0, C).")
     wrong = np.argwhere((labels < 0) | (labels >= num_classes))
     if len(wrong):
         row = tuple(int(i) for i in wrong[0])
         place = row[0] if len(row) == 1 else row
-        verb = "label is" if len(wrong) == 1 else "labels are"
+        verb = "is" if len(wrong) == 1 else "are"
         raise ValueError(
             f"labels: row {place} holds {labels[row]}, expected 0 to {num_classes - 1} for {num_classes} classes. "
-            f"{len(wrong)} of {labels.size} {verb} wrong."
+            f"{len(wrong)} of {labels.size} labels {verb} wrong."
         )
 
 

@@ -58,7 +58,7 @@ class Dense:
     precision: Any = None
 
     def own(self, function, rows, classes, labels):
-        return function(rows, take(classes, labels))
+        return function(rows, take(classes, labels, jax.tree.leaves(rows)[0].dtype))
 
     def others(self, reduction, logits, rows, classes, labels):
         ids = jnp.arange(classes.weights.shape[0], dtype=labels.dtype)
@@ -96,7 +96,7 @@ class Blockwise:
     precision: Any = None
 
     def own(self, function, rows, classes, labels):
-        return function(rows, take(classes, labels))
+        return function(rows, take(classes, labels, jax.tree.leaves(rows)[0].dtype))
 
     def others(self, reduction, logits, rows, classes, labels):
         plan = self.plan(rows.features.shape[0], classes.weights.shape[:-1], rows.features.dtype.itemsize)
@@ -166,9 +166,16 @@ def _precise(precision):
     return jax.lax.Precision.HIGHEST if precision is None else precision
 
 
-def take(classes: Classes, labels: jax.Array) -> Classes:
-    """The rows `classes[labels]`, for labels in [0, C)."""
-    return jax.tree.map(lambda leaf: leaf.at[labels].get(mode="clip"), classes)
+def take(classes: Classes, labels: jax.Array, dtype) -> Classes:
+    """The rows `classes[labels]` as `dtype`, for labels in [0, C)."""
+    # Examples of one class take its row from the first of them. So their gradients add up in `dtype`, however narrow
+    # the weights are, and no two of them meet in the scatter over classes, whose order accelerators do not fix.
+    first = jnp.argmax(labels[:, None] == labels[None], axis=1)
+
+    def rows(leaf):
+        return leaf.at[labels].get(mode="clip").astype(dtype).at[first].get(mode="clip")
+
+    return jax.tree.map(rows, classes)
 
 
 def columns(tree: Tree) -> Tree:

@@ -34,8 +34,19 @@ class Reduction(NamedTuple):
     pull: Callable[[jax.Array, jax.Array, Any, Any], jax.Array]
 
 
+class LogSumExp(NamedTuple):
+    """`L = largest + log_sum`; -inf over no classes. Only their sum has a meaning, and a gradient in `log_sum`."""
+
+    largest: jax.Array
+    log_sum: jax.Array
+
+    def minus(self, logit: jax.Array) -> jax.Array:
+        """`L - z`, of which the sum `L` itself would round away what logits of 1000 leave."""
+        return (self.largest - logit) + self.log_sum
+
+
 def log_sum_exp() -> Reduction:
-    """`L = log sum_j exp(z_j)`; -inf over no classes. `dL / dz_j = exp(z_j - L)`."""
+    """`L = log sum_j exp(z_j)` as a `LogSumExp`; -inf over no classes. `dL / dz_j = exp(z_j - L)`."""
     return Reduction(
         Partial(_log_sum_exp_of), Partial(_log_sum_exp_merge), Partial(_log_sum_exp_total), Partial(_log_sum_exp_pull)
     )
@@ -55,11 +66,12 @@ def _log_sum_exp_merge(a, b):
 
 def _log_sum_exp_total(part):
     largest, s = part
-    return jnp.where(s > 0, _finite(largest) + jnp.log(jnp.where(s > 0, s, 1.0)), -jnp.inf)
+    return LogSumExp(_finite(largest), jnp.where(s > 0, jnp.log(jnp.where(s > 0, s, 1.0)), -jnp.inf))
 
 
 def _log_sum_exp_pull(logits, keep, total, cotangent):
-    return cotangent[:, None] * jnp.exp(jnp.where(keep, logits, -jnp.inf) - _finite(total)[:, None])
+    shifted = jnp.where(keep, logits, -jnp.inf) - total.largest[:, None]
+    return cotangent.log_sum[:, None] * jnp.exp(shifted - _finite(total.log_sum)[:, None])
 
 
 def _finite(largest):

@@ -1,6 +1,7 @@
 """Strict settings for every test: no silent promotion of dtypes or ranks, no NaN, warnings are errors."""
 
 import os
+import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -18,3 +19,16 @@ def _forget_compiled_programs():
     """Every compiled program in a cache holds memory maps, of which a process has only so many."""
     yield
     jax.clear_caches()
+
+
+def pytest_sessionfinish(session):
+    """A skipped test proves nothing: it fails the run unless it stands on the list, with its reason."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None:
+        return
+    lines = (pathlib.Path(__file__).parent / "skips.txt").read_text().splitlines()
+    allowed = {line.split()[0] for line in lines if line and not line.startswith("#")}
+    unlisted = [r.nodeid for r in reporter.stats.get("skipped", ()) if r.nodeid not in allowed]
+    if unlisted:
+        reporter.write_line(f"\nskipped, and not on tests/skips.txt: {', '.join(unlisted)}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,259 @@
+"""Heads: the seam with margins, what a compiled program holds, and every transformation of JAX."""
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from seam import SEAM
+from table import examples, largest_row_error
+
+import margin_softmax as ms
+
+HEADS = {
+    "dense": ms.dense(),
+    "blockwise": ms.blockwise(),
+    "recompute": ms.blockwise(block_size=7, memory=0),
+    "keep_some": ms.blockwise(block_size=7, memory=7 * 6 * 3 * 8),
+    "one_class": ms.blockwise(block_size=1, memory=0),
+    "one_block": ms.blockwise(block_size=1000),
+}
+COTANGENT = np.array([1.0, -0.5, 2.0, 0.0, 3.0, 0.25])
+
+
+def seam_examples(centres):
+    """Six examples of 17 classes, some of them hard, so that every branch of the seam's losses is taken."""
+    x, w, y = examples(6, 17, 4, 0.6)
+    x[0] *= 1.7
+    random = np.random.default_rng(5)
+    weights = random.normal(size=(17, centres, 4))
+    weights[:, 0] = w
+    return x, weights, y
+
+
+@pytest.mark.parametrize("centres", [1, 3])
+@pytest.mark.parametrize("head", ["dense", "blockwise", "keep_some"])
+@pytest.mark.parametrize("name", SEAM)
+def test_losses_beyond_a_target_margin_are_exact(name, head, centres):
+    margin, exact, numbers = SEAM[name]
+    x, weights, y = seam_examples(centres)
+    with jax.enable_x64(True):
+
+        def total(x, weights, numbers):
+            weights = weights if centres > 1 else weights[:, 0]
+            losses = ms.margin_loss(x, weights, y, margin(tuple(numbers)), head=HEADS[head])
+            return jnp.sum(jnp.asarray(COTANGENT) * losses), losses
+
+        arguments = (x, weights, np.asarray(numbers))
+        (_, losses), gradients = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(
+            *(jnp.asarray(a) for a in arguments)
+        )
+    np.testing.assert_allclose(losses, exact(x, weights, y, numbers), rtol=1e-10)
+    for i, gradient in enumerate(gradients):
+
+        def of_one(changed, i=i):
+            x, weights, numbers = (changed if i == j else argument for j, argument in enumerate(arguments))
+            return np.sum(COTANGENT * exact(x, weights, y, numbers))
+
+        expected = oracle.complex_step(of_one, arguments[i])
+        np.testing.assert_allclose(gradient, expected, rtol=1e-10, atol=1e-10 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", SEAM)
+def test_the_seam_examples_take_every_branch(name):
+    margin, exact, numbers = SEAM[name]
+    x, weights, y = seam_examples(3)
+    without = exact(x, weights, y, (numbers[0], 0.0))
+    assert np.all(np.abs(exact(x, weights, y, numbers) - without) > 1e-6) or name == "others_need_the_target"
+    assert np.any(np.abs(exact(x, weights, y, numbers) - without) > 1e-6)
+
+
+def test_sub_centres_and_smoothing_meet_every_seam_loss():
+    """Label smoothing is a second reduction in the same pass, whatever the first one is."""
+    x, weights, y = seam_examples(3)
+    with jax.enable_x64(True):
+        for margin, _, numbers in SEAM.values():
+            arguments = (jnp.asarray(x), jnp.asarray(weights), y, margin(numbers))
+            z = ms.margin_logits(*arguments)
+            plain = ms.margin_loss(*arguments, head=HEADS["recompute"])
+            smooth = ms.margin_loss(*arguments, head=HEADS["recompute"], label_smoothing=0.1)
+            own = jnp.take_along_axis(z, jnp.asarray(y)[:, None], axis=1)[:, 0]
+            np.testing.assert_allclose(smooth, plain + 0.1 * (own - z.mean(axis=1)), rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("head", "classes"),
+    [("dense", 1), ("dense", 13), ("blockwise", 2), ("one_class", 8), ("one_block", 13)]
+    + [("recompute", classes) for classes in (1, 2, 6, 7, 8, 13, 14)],
+)
+def test_any_number_of_classes_fits_any_block(head, classes):
+    """First and last class, repeated labels, C below, at, above and prime to the block; also one example."""
+    x, w, _ = examples(6, classes, 4, 0.5)
+    with jax.enable_x64(True):
+        for batch in (6, 1) if classes in (1, 13) else (6,):
+            y = np.array([0, classes - 1, 0, classes // 2, classes - 1, 0])[:batch]
+            _, losses, x_bar, w_bar, _ = oracle.logits_and_gradients(
+                oracle.additive_cosine(0.35, 8.0), x[:batch], w, y, cotangent=COTANGENT[:batch]
+            )
+
+            def total(x, w, y=y, batch=batch):
+                losses = ms.margin_loss(x, w, y, ms.am_softmax(0.35, 8.0), head=HEADS[head])
+                return jnp.sum(jnp.asarray(COTANGENT[:batch]) * losses), losses
+
+            (_, ours), gradients = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(
+                jnp.asarray(x[:batch]), jnp.asarray(w)
+            )
+            np.testing.assert_allclose(ours, losses, rtol=1e-10, atol=1e-14)
+            np.testing.assert_allclose(gradients[0], x_bar, rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(gradients[1], w_bar, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("head", ["dense", "blockwise", "recompute"])
+def test_near_zero_logits_count_every_class_once(head):
+    """Where padding would show: all logits near 0, so that each class weighs the same."""
+    x, w, y = examples(6, 17, 4, 0.5, dtype=np.float32)
+    losses = ms.margin_loss(1e-6 * x, w, y, ms.plain(), head=HEADS[head])
+    np.testing.assert_allclose(losses, np.log(17.0), rtol=1e-6)
+
+
+def gradients_of(head, dtype=jnp.float32):
+    x, w, y = examples(6, 17, 4, 0.5, dtype=np.float32)
+    margin = ms.arcface(0.3, 8.0)
+
+    def total(x, w):
+        return jnp.sum(jnp.asarray(COTANGENT + 0.1, jnp.float32) * ms.margin_loss(x, w, y, margin, head=head))
+
+    return total, (jnp.asarray(x, dtype), jnp.asarray(w, dtype))
+
+
+@pytest.mark.parametrize("head", ["dense", "keep_some"])
+def test_transformations(head):
+    """jit, grad of jit, jit of grad, vmap, scan, checkpoint: one and the same gradient."""
+    total, arguments = gradients_of(HEADS[head])
+    expected = jax.grad(total, argnums=(0, 1))(*arguments)
+    stacked = jax.tree.map(lambda a: jnp.stack([a, 2 * a]), arguments)
+
+    def scanned(x, w):
+        return jax.lax.scan(lambda sum_, _: (sum_ + total(x, w), None), 0.0, None, length=2)[0] / 2
+
+    for transformed in (jax.jit(total), jax.checkpoint(total), scanned):
+        ours = jax.jit(jax.grad(transformed, argnums=(0, 1)))(*arguments)
+        chex.assert_trees_all_close(ours, expected, rtol=1e-5, atol=1e-6)
+    by_vmap = jax.vmap(jax.grad(total, argnums=(0, 1)))(*stacked)
+    for i in range(2):
+        one = jax.grad(total, argnums=(0, 1))(*jax.tree.map(lambda a, i=i: a[i], stacked))
+        chex.assert_trees_all_close(jax.tree.map(lambda a, i=i: a[i], by_vmap), one, rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_leaks():
+    total, arguments = gradients_of(HEADS["recompute"])
+    with jax.checking_leaks():
+        jax.grad(total)(*arguments)
+
+
+def test_forward_mode_and_hessian_through_the_dense_head():
+    x, w, y = examples(3, 5, 3, 0.5)
+    with jax.enable_x64(True):
+
+        def total(x):
+            return ms.margin_loss(x, w, y, ms.arcface(0.3, 8.0), head=ms.dense()).sum()
+
+        x = jnp.asarray(x)
+        gradient = jax.grad(total)(x)
+        np.testing.assert_allclose(jax.jacfwd(total)(x), gradient, rtol=1e-10)
+        hessian = jax.hessian(total)(x)
+        step = 1e-6
+        for i in np.ndindex(x.shape):
+            ahead, behind = (jax.grad(total)(x.at[i].add(sign * step)) for sign in (1, -1))
+            np.testing.assert_allclose(hessian[i], (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-6)
+
+
+def test_second_derivatives_through_the_blockwise_head():
+    x, w, y = examples(3, 17, 3, 0.5)
+    with jax.enable_x64(True):
+
+        def total(x, head):
+            return ms.margin_loss(x, w, y, ms.arcface(0.3, 8.0), head=head).sum()
+
+        x = jnp.asarray(x)
+        exact = jax.hessian(total)(x, ms.dense())
+        for head in (ms.blockwise(), ms.blockwise(7, memory=0)):
+            np.testing.assert_allclose(jax.jacrev(jax.grad(total))(x, head), exact, rtol=1e-9, atol=1e-9)
+            with pytest.raises(TypeError, match="forward-mode"):
+                jax.jvp(lambda x, head=head: total(x, head), (x,), (x,))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("head", ["dense", "blockwise", "recompute"])
+def test_narrow_inputs_are_computed_in_float32(head, dtype):
+    total, arguments = gradients_of(HEADS[head], dtype)
+    wide = jax.tree.map(lambda a: a.astype(jnp.float32), arguments)
+    narrow = jax.grad(total, argnums=(0, 1))(*arguments)
+    exact = jax.grad(total, argnums=(0, 1))(*wide)
+    chex.assert_trees_all_equal_dtypes(narrow, arguments)
+    for ours, theirs in zip(narrow, exact, strict=True):
+        # A class row is the sum of two parts, its own examples' and the others', each rounded once to the narrow type.
+        assert largest_row_error(ours, np.asarray(theirs, np.float64)) < 2 * float(jnp.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("head", ["dense", "recompute"])
+def test_gradients_of_many_examples_of_one_class_add_up_in_float32(head):
+    """In bfloat16 a sum of 512 like terms would stop at 256 of them."""
+    x = jnp.tile(jnp.array([[0.8, 0.6]], jnp.bfloat16), (512, 1))
+    y = np.zeros(512, np.int32)
+
+    def total(w):
+        return ms.margin_loss(x, w, y, ms.plain(), head=HEADS[head]).sum()
+
+    w = jnp.zeros((9, 2), jnp.bfloat16)
+    exact = 512 * (np.eye(9)[0] - 1 / 9)[:, None] * -np.array([[0.8, 0.6]])
+    np.testing.assert_allclose(np.asarray(jax.grad(total)(w), np.float64), exact, rtol=0.01)
+
+
+def test_a_new_value_or_an_equal_head_is_not_a_new_program():
+    x, w, y = examples(6, 17, 4, 0.5, dtype=np.float32)
+
+    @chex.assert_max_traces(n=1)
+    def loss(margin):
+        return ms.margin_loss(x, w, y, margin, head=ms.blockwise(7))
+
+    compiled = jax.jit(loss)
+    for m in (0.1, 0.2, np.float32(0.3), jnp.float32(0.4)):
+        compiled(ms.arcface(float(m), 8.0))
+    from margin_softmax import losses
+
+    before = losses._margin_loss._cache_size()
+    for head in (ms.blockwise(6), ms.blockwise(6), ms.blockwise(block_size=6)):
+        ms.margin_loss(x, w, y, ms.arcface(0.1, 8.0), head=head)
+    assert losses._margin_loss._cache_size() == before + 1
+
+
+def buffers(compiled):
+    """Sizes, in elements, of every array in a compiled program."""
+    shapes = set(re.findall(r"\b[a-z]+[0-9]+\[([0-9,]+)\]", compiled.as_text()))
+    return {shape: int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes}
+
+
+def compiled_gradients(head, batch=256, dim=64, classes=100_003):
+    def total(x, w, y):
+        return ms.margin_loss(x, w, y, ms.arcface(), head=head).sum()
+
+    arguments = [
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in (((batch, dim), jnp.float32), ((classes, dim), jnp.float32), ((batch,), jnp.int32))
+    ]
+    return jax.jit(jax.value_and_grad(total, argnums=(0, 1))).lower(*arguments).compile()
+
+
+def test_the_default_head_holds_no_batch_by_classes_array():
+    """Nor copies of the weights or their gradient: what it needs besides is the memory it may keep, and one block."""
+    logits, weights = 256 * 100_003, 100_003 * 64 * 4
+    compiled = compiled_gradients(ms.blockwise())
+    assert max(buffers(compiled).values()) < logits
+    assert compiled.memory_analysis().temp_size_in_bytes < 64 * 2**20 + weights
+    frugal = compiled_gradients(ms.blockwise(memory=0))
+    assert frugal.memory_analysis().temp_size_in_bytes < weights
+    assert max(buffers(compiled_gradients(ms.dense())).values()) >= logits
