@@ -196,6 +196,14 @@ def hashable(name: str, value: Any) -> Any:
     return value
 
 
+def head(value: Any) -> Any:
+    """A head is any hashable value that can `own` and `others`; `ms.dense` itself, not called, is none."""
+    if not (hasattr(value, "own") and hasattr(value, "others")):
+        came = getattr(value, "__name__", type(value).__name__)
+        raise TypeError(f"head: expected a head such as ms.blockwise() or ms.dense(), came {came}. Is it called?")
+    return hashable("head", value)
+
+
 def angle_margin(name: str, value: Any, *, at_least: float = 0.0) -> Any:
     """An additive margin in radians; the field also writes degrees, which would pass unnoticed."""
     return number(

@@ -128,8 +128,9 @@ def _of_distributions(logits, labels):
 def _of_distributions_fwd(logits, labels):
     """`-log p_j = (z_max - z_j) + log1p(rest)`, with `rest` the classes but the largest: all terms are >= 0."""
     top = jnp.argmax(logits, axis=-1)
-    largest = jnp.max(logits, axis=-1, keepdims=True)
     is_top = _is_own(logits, top)
+    # The logit of that one class: of equal ones, `max` would have the mean slope, and second derivatives be wrong.
+    largest = jnp.sum(jnp.where(is_top, logits, 0.0), axis=-1, keepdims=True)
     rest = jnp.sum(jnp.where(is_top, 0.0, jnp.exp(logits - largest)), axis=-1, keepdims=True)
     surprise = (largest - logits) + jnp.log1p(rest)
     losses = jnp.sum(jnp.where(labels == 0, 0.0, labels * jnp.where(labels == 0, 0.0, surprise)), axis=-1)

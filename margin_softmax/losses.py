@@ -86,6 +86,7 @@ def margin_loss(
     features, weights, labels, margin, bias = _front(features, weights, labels, margin, bias)
     where = _checks.mask_of(where, labels.shape[0])
     label_smoothing = _checks.smoothing_of(label_smoothing)
+    head = _checks.head(head)
     return _margin_loss(features, weights, labels, margin, bias, label_smoothing, where, head=head)
 
 
@@ -188,7 +189,7 @@ def nearest_class(
       (1, 0.800000011920929)
     """
     features, weights = _checks.features_and_weights(features, weights)
-    return _nearest_class(features, weights, head=head)
+    return _nearest_class(features, weights, head=_checks.head(head))
 
 
 @functools.partial(jax.jit, static_argnames="head")

@@ -1,0 +1,127 @@
+"""Training a face network with a margin softmax loss: what happens in one step, and nothing around it."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+
+import margin_softmax as ms
+from face_augmentation import augment, shrink, standardise
+from face_data import Faces
+from face_network import FaceNetwork
+from margin_expression import margin_at
+
+HEADS = {"blockwise": ms.blockwise(), "dense": ms.dense()}
+BATCH = 64
+LEARNING_RATE = 3e-3
+WARM_UP = 30
+WEIGHT_DECAY = 0.05
+EMBEDDED_AT_ONCE = 300
+
+
+class Progress(NamedTuple):
+    """What one step tells: means over the batch, angles in radians."""
+
+    loss: Array
+    target_angle: Array
+    other_angle: Array
+    norm: Array
+
+
+class Run:
+    """A network in training. Step n is a function of the seed, of n and of the state before it, and of nothing else."""
+
+    def __init__(self, faces: Faces, margin: str, head: str, seed: int):
+        self.pictures, self.labels = shrink(jnp.asarray(faces.pictures)), jnp.asarray(faces.labels)
+        self.margin_at, self.head = margin_at(margin), HEADS[head]
+        start_key, self.key = jax.random.split(jax.random.key(seed))
+        tx = optimiser(decay_classes=not normalises_weights(self.margin_at(0)))
+        self.model, self.optimizer = start(start_key, people=faces.people, tx=tx)
+        self.batch = min(BATCH, len(faces.labels))
+        self.losses: list[float | Array] = []
+
+    @property
+    def step(self) -> int:
+        return len(self.losses)
+
+    def advance(self) -> Progress:
+        key, margin = jax.random.fold_in(self.key, self.step), self.margin_at(self.step)
+        progress = train_step(
+            self.model, self.optimizer, self.pictures, self.labels, margin, key, batch=self.batch, head=self.head
+        )
+        self.losses.append(progress.loss)
+        return progress
+
+
+@functools.partial(nnx.jit, static_argnames=("people", "tx"))
+def start(key: Array, *, people: int, tx: optax.GradientTransformation) -> tuple[FaceNetwork, nnx.Optimizer]:
+    model = FaceNetwork(people, rngs=nnx.Rngs(key))
+    return model, nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+
+@functools.partial(nnx.jit, static_argnames=("batch", "head"))
+def train_step(model, optimizer, pictures, labels, margin, key, *, batch, head) -> Progress:
+    batch_key, augment_key = jax.random.split(key)
+    chosen = jax.random.choice(batch_key, len(labels), (batch,), replace=False)
+    pictures, labels = augment(augment_key, pictures[chosen]), labels[chosen]
+
+    def mean_loss(model):
+        features = model(pictures)
+        loss = ms.margin_loss(features, model.classes[...], labels, margin, head=head).mean()
+        return loss, progress(features, model.classes[...], labels, loss)
+
+    (_, told), gradients = nnx.value_and_grad(mean_loss, has_aux=True)(model)
+    optimizer.update(model, gradients)
+    return told
+
+
+def progress(features: Array, classes: Array, labels: Array, loss: Array) -> Progress:
+    features, classes = jax.lax.stop_gradient((features, classes))
+    own = jnp.arange(len(classes)) == labels[:, None]
+    nearest_other = jnp.argmax(jnp.where(own, -jnp.inf, ms.cosines(features, classes)), axis=-1)
+    return Progress(
+        loss=loss,
+        target_angle=ms.angle(features, classes[labels]).mean(),
+        other_angle=ms.angle(features, classes[nearest_other]).mean(),
+        norm=jnp.linalg.norm(features, axis=-1).mean(),
+    )
+
+
+def learning_rate(step: Array | int) -> Array:
+    """A linear warm-up, then the inverse square root: it need not know where the training ends."""
+    return LEARNING_RATE * jnp.minimum((step + 1) / WARM_UP, jnp.sqrt(WARM_UP / (step + 1)))
+
+
+@functools.cache  # equal optimisers must be one object, or each run would compile its own training step
+def optimiser(*, decay_classes: bool) -> optax.GradientTransformation:
+    def decayed(parameters):
+        def of(path, leaf):
+            return leaf.ndim > 1 and (decay_classes or "classes" not in jax.tree_util.keystr(path))
+
+        return jax.tree.map_with_path(of, parameters)
+
+    return optax.adamw(learning_rate, weight_decay=WEIGHT_DECAY, mask=decayed)
+
+
+def normalises_weights(margin: ms.Margin) -> bool:
+    """Whether the loss takes class weights by their direction only: decaying their length would then mean nothing."""
+    _, length = margin.weights(jnp.array([3.0, 4.0]))
+    return bool(length == 1)
+
+
+def embed(model: FaceNetwork, pictures: Array) -> Array:
+    """Features [N, D] of pictures [N, H, W]: the sum over each picture and its mirror image."""
+    small = standardise(shrink(jnp.asarray(pictures)))
+    model.eval()
+    parts = [_embed(model, small[at : at + EMBEDDED_AT_ONCE]) for at in range(0, len(small), EMBEDDED_AT_ONCE)]
+    model.train()
+    return jnp.concatenate(parts)
+
+
+@nnx.jit
+def _embed(model, pictures):
+    return model(pictures) + model(pictures[:, :, ::-1])
