@@ -84,11 +84,13 @@ def labels_of(labels: Any, batch: int, num_classes: int) -> jax.Array:
     labels = _as_array("labels", labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(
-            f"labels: expected integers, came {labels.dtype}. Class indices are integers in [0, C): `labels.astype(jnp.int32)`."
+            f"labels: expected integers, came {labels.dtype}. "
+            "Class indices are integers in [0, C): `labels.astype(jnp.int32)`."
         )
     if labels.ndim == 2 and labels.shape == (batch, num_classes) and labels.shape[1] != 1:
         raise ValueError(
-            f"labels: expected shape [B] = ({batch},), came {labels.shape}, which looks one-hot. Pass `labels.argmax(axis=-1)`."
+            f"labels: expected shape [B] = ({batch},), came {labels.shape}, which looks one-hot. "
+            "Pass `labels.argmax(axis=-1)`."
         )
     shape(
         "labels",

@@ -112,8 +112,8 @@ def angle(x: jax.Array, w: jax.Array) -> jax.Array:
 
         d theta / dx = -u / |x|,   u = the unit tangent at a toward b (0 where a = b or a = -b)
 
-    Directions closer than two units in the last place, 2.4e-7 in float32, count as one. Both modes of differentiation work, and no gradient exceeds `1 / |x|`. With a zero vector the angle is
-    pi/2 and its gradient 0.
+    Directions closer than two units in the last place, 2.4e-7 in float32, count as one. Both modes of
+    differentiation work, and no gradient exceeds `1 / |x|`. With a zero vector the angle is pi/2 and its gradient 0.
 
     Args:
       x: vectors `[..., D]`, real.
@@ -136,7 +136,8 @@ def angle(x: jax.Array, w: jax.Array) -> jax.Array:
     x, w = _checks.real_array("x", x), _checks.real_array("w", w)
     if x.ndim == 0 or x.shape != w.shape:
         raise ValueError(
-            f"w: expected the shape of x, [..., D], came x {x.shape} and w {w.shape}. Broadcast them first; nothing is broadcast here."
+            f"w: expected the shape of x, [..., D], came x {x.shape} and w {w.shape}. "
+            "Broadcast them first; nothing is broadcast here."
         )
     return _angle(x, w)
 

@@ -83,7 +83,7 @@ def _cross_entropy(logits, labels, label_smoothing, where):
         losses = _of_distributions(logits, labels)
         own = jnp.sum(labels * logits, axis=-1) if label_smoothing is not None else None
     if label_smoothing is not None:
-        losses = losses + label_smoothing.astype(dtype) * (own - jnp.mean(logits, axis=-1))
+        losses = losses + jnp.asarray(label_smoothing, dtype) * (own - jnp.mean(logits, axis=-1))
     return _checks.only_counted(losses, valid, where)
 
 

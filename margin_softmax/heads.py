@@ -104,9 +104,14 @@ class Blockwise:
 
     def plan(self, batch: int, classes: tuple[int, ...], itemsize: int) -> "Plan":
         """Block size and number of kept blocks for a batch and C, or (C, K), class rows."""
-        per_class = max(batch, 1) * int(np.prod(classes[1:], dtype=int))
-        size = self.block_size or max(128, BLOCK_PRODUCTS // per_class // 128 * 128)
-        size = min(size, classes[0])
+        num_classes, per_class = classes[0], max(batch, 1) * int(np.prod(classes[1:], dtype=int))
+        if self.block_size is None:
+            # Blocks of one size that overlap as little as a multiple of 16 allows: what they share is computed twice.
+            blocks = -(-num_classes // max(128, BLOCK_PRODUCTS // per_class))
+            size = -(-num_classes // (16 * blocks)) * 16
+        else:
+            size = self.block_size
+        size = min(size, num_classes)
         return Plan(size, int(self.memory // (size * per_class * itemsize)), self.precision)
 
 

@@ -126,8 +126,12 @@ def _product(own):
     return own.product
 
 
-def _angular(own, *, m1, m2, m3):
+def _combined(own, *, m1, m2, m3):
     return own.length * angles.psi(m1 * own.angle + m2) - m3
+
+
+def _additive_angle(own, *, margin):
+    return own.length * angles.psi(own.angle + margin)
 
 
 def _multiple_angle(own, *, margin, blend):
@@ -388,7 +392,7 @@ def arcface(margin: Numeric = 0.5, scale: Numeric = 64.0) -> Margin:
       >>> ms.margin_logits(jnp.array([[3.0, 4.0]]), jnp.eye(2), jnp.array([1]), ms.arcface(0.5, scale=10.0))
       Array([[6.       , 4.1441]], dtype=float32)
     """
-    return softmax(Partial(_angular, m1=1.0, m2=_checks.angle_margin("margin", margin), m3=0.0), scale=_scale(scale))
+    return softmax(Partial(_additive_angle, margin=_checks.angle_margin("margin", margin)), scale=_scale(scale))
 
 
 def combined(m1: Numeric, m2: Numeric, m3: Numeric, scale: Numeric = 64.0) -> Margin:
@@ -423,7 +427,7 @@ def combined(m1: Numeric, m2: Numeric, m3: Numeric, scale: Numeric = 64.0) -> Ma
     _checks.number("m1", m1, above=0.0)
     _checks.angle_margin("m2", m2)
     _checks.number("m3", m3, at_least=0.0, at_most=2.0, hint="It is a difference of cosines.")
-    return softmax(Partial(_angular, m1=m1, m2=m2, m3=m3), scale=_scale(scale))
+    return softmax(Partial(_combined, m1=m1, m2=m2, m3=m3), scale=_scale(scale))
 
 
 def straight_through(margin: Margin) -> Margin:

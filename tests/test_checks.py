@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 from flax import nnx
 from table import MARGINS, examples
@@ -139,10 +140,14 @@ REFUSED = {
     # where
     **refused(
         "where", "booleans", "int32", "where != 0", error=TypeError,
-        integers=lambda: loss(where=np.ones(B, np.int32)), for_cross_entropy=lambda: entropy(where=np.ones(B, np.int32)),
+        integers=lambda: loss(where=np.ones(B, np.int32)),
+        for_cross_entropy=lambda: entropy(where=np.ones(B, np.int32)),
     ),
     **refused("where", "booleans", "float32", error=TypeError, real=lambda: loss(where=np.ones(B, np.float32))),
-    **refused("where", f"[B] = ({B},)", f"came ({C},)", "nothing is broadcast", by_class=lambda: loss(where=np.ones(C, bool))),
+    **refused(
+        "where", f"[B] = ({B},)", f"came ({C},)", "nothing is broadcast",
+        by_class=lambda: loss(where=np.ones(C, bool)),
+    ),
     **refused(
         "where", f"[B] = ({B},)", f"came ({B}, {B})",
         of_all_logits_when_there_are_as_many_classes=lambda: entropy(Z[:, :B], 0 * Y, where=np.ones((B, B), bool)),
@@ -180,7 +185,8 @@ REFUSED = {
     **refused("margin", "shape (1,)", one_for_all=lambda: with_margin(np.full(1, 0.5))),
     **refused(
         "margin", "-0.1", ">= 0",
-        negative=lambda: ms.arcface(-0.1), negative_cosface=lambda: ms.cosface(-0.1), negative_am=lambda: ms.am_softmax(-0.1),
+        negative=lambda: ms.arcface(-0.1), negative_cosface=lambda: ms.cosface(-0.1),
+        negative_am=lambda: ms.am_softmax(-0.1),
     ),
     **refused("margin", "-0.25 among 2 values", one_negative=lambda: ms.arcface(np.array([0.25, -0.25]))),
     **refused("margin", "finite", "nan", nan=lambda: ms.arcface(NAN), nan_cosface=lambda: ms.cosface(NAN)),
@@ -192,7 +198,7 @@ REFUSED = {
         not_whole=lambda: ms.l_softmax(1.5), not_whole_for_a_softmax=lambda: ms.a_softmax(1.5),
         one_not_whole=lambda: ms.l_softmax(np.array([1.0, 1.5])),
     ),
-    **refused("margin", "whole number >= 1", "came 0", zero=lambda: ms.l_softmax(0), zero_for_a=lambda: ms.a_softmax(0)),
+    **refused("margin", "whole number >= 1", "came 0", zero=lambda: ms.l_softmax(0), for_a=lambda: ms.a_softmax(0)),
     **refused("margin", "whole number", "nan", not_a_multiple=lambda: ms.a_softmax(NAN)),
     **refused("blend", ">= 0", "-1", negative=lambda: ms.l_softmax(2, -1.0), for_a=lambda: ms.a_softmax(2, -1.0)),
     **refused("blend", "finite", "inf", infinite=lambda: ms.a_softmax(4, INF)),
@@ -200,8 +206,9 @@ REFUSED = {
     **refused("m3", ">= 0", "-0.2", negative=lambda: ms.combined(1.0, 0.3, -0.2)),
     **refused(
         "scale", "> 0", "came 0",
-        zero=lambda: ms.arcface(0.5, 0.0), for_cosface=lambda: ms.cosface(0.3, 0.0), for_am=lambda: ms.am_softmax(0.3, 0.0),
-        for_normface=lambda: ms.normface(0.0), for_combined=lambda: ms.combined(1.0, 0.3, 0.2, 0.0),
+        zero=lambda: ms.arcface(0.5, 0.0), for_cosface=lambda: ms.cosface(0.3, 0.0),
+        for_am=lambda: ms.am_softmax(0.3, 0.0), for_normface=lambda: ms.normface(0.0),
+        for_combined=lambda: ms.combined(1.0, 0.3, 0.2, 0.0),
     ),
     **refused("scale", "> 0", "-64", negative=lambda: ms.normface(-64.0)),
     **refused("scale", "finite", "inf", infinite=lambda: ms.cosface(0.3, INF)),
@@ -230,7 +237,8 @@ REFUSED = {
     **refused("w", "real", "int32", error=TypeError, integers=lambda: ms.angle(X[:, 0], Y)),
     **refused(
         "w", f"x ({B}, {D})", "nothing is broadcast",
-        one_for_all=lambda: ms.angle(X, X[0]), all_classes=lambda: ms.angle(X, W), first_only=lambda: ms.angle(X, X[:1]),
+        one_for_all=lambda: ms.angle(X, X[0]), all_classes=lambda: ms.angle(X, W),
+        first_only=lambda: ms.angle(X, X[:1]),
     ),
     **refused("w", "[..., D]", "()", scalars=lambda: ms.angle(1.0, 2.0)),
     # labels on the host
@@ -238,7 +246,7 @@ REFUSED = {
         "labels", "row 1 holds 5", "0 to 4", "5 classes", "1 of 2 labels is wrong",
         label_above=lambda: ms.check_labels([0, 5], 5),
     ),
-    **refused("labels", "row 0 holds -1", "2 of 3", "are wrong", below=lambda: ms.check_labels(jnp.array([-1, 2, 7]), 5)),
+    **refused("labels", "row 0 holds -1", "2 of 3", "are wrong", below=lambda: ms.check_labels(Y[:3] - [1, 0, 9], 5)),
     **refused("labels", "row (1, 0) holds 9", two_axes=lambda: ms.check_labels([[0, 1], [9, 2]], 5)),
     **refused("labels", str(2**40), wide_on_the_host=lambda: ms.check_labels(np.array([2**40]), 5)),
     **refused("labels", "integers", "float64", error=TypeError, real_on_the_host=lambda: ms.check_labels([0.0], 5)),
@@ -361,6 +369,12 @@ def test_a_label_outside_makes_its_own_loss_nan_and_nothing_else(name, head):
         np.testing.assert_array_equal(x_bar[1], 0.0)
         np.testing.assert_allclose(x_bar, masked[1], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(w_bar, masked[2], rtol=1e-5, atol=1e-6)
+    features = X.copy()
+    features[1] = NAN  # whatever the row holds besides
+    with jax.debug_nans(False):
+        _, *gradients = run(features, W, labels, LOSSES[name], head)
+    for ours, theirs in zip(gradients, masked[1:], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 @losses
@@ -383,6 +397,20 @@ def test_a_masked_row_may_hold_anything(name, head):
         ours = run(array_with_nan(features), W, Y, LOSSES[name], head, where=where)
         for a, b in zip(ours, expected, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@heads
+def test_no_operation_on_a_masked_row_makes_a_nan(head):
+    """One operation at a time, each checked by `jax_debug_nans`: in a compiled program only results are."""
+    where, labels, features = np.array([True, False, True, False]), np.array([0, -1, 3, C]), X.copy()
+    features[1] = 0.0
+    expected = run(jnp.asarray(features), W, labels, LOSSES["arcface"], head, where=where, label_smoothing=0.1)
+    with jax.disable_jit():
+        ours = run(jnp.asarray(features), W, labels, LOSSES["arcface"], head, where=where, label_smoothing=0.1)
+        np.testing.assert_array_equal(entropy(labels=labels, where=where)[1::2], 0.0)
+    for a, b in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert np.all(ours[0][1::2] == 0)
 
 
 @heads
@@ -432,8 +460,8 @@ def test_a_nan_class_row_makes_every_loss_nan(name, head):
     weights = W.copy()
     weights[1] = NAN
     with jax.debug_nans(False):
-        assert np.all(np.isnan(run(X, weights, Y, LOSSES[name], head)[0]))
-        assert np.all(np.isnan(run(X, W, Y, LOSSES[name], head, bias=np.array([0, NAN, 0, 0, 0], np.float32))[0]))
+        for arguments, options in (((X, weights), {}), ((X, W), {"bias": np.array([0, NAN, 0, 0, 0], np.float32)})):
+            assert np.all(np.isnan(np.asarray(loss(*arguments, Y, LOSSES[name], head=HEADS[head], **options))))
 
 
 def test_the_logits_of_a_label_outside_are_nan_in_its_row_alone():
@@ -464,9 +492,8 @@ def test_an_empty_batch_has_no_cosines_no_classes_and_no_angles():
 @losses
 @heads
 def test_of_one_class_every_loss_and_gradient_is_zero(name, head):
-    for result in run(X, W[:1], np.zeros(B, np.int32), LOSSES[name], head, label_smoothing=0.1):
-        np.testing.assert_array_equal(result, 0.0)
-    for result in run(X, W[:1], np.zeros(B, np.int32), LOSSES[name], head):
+    options = {"label_smoothing": 0.1} if head == "blockwise" else {}
+    for result in run(X, W[:1], np.zeros(B, np.int32), LOSSES[name], head, **options):
         np.testing.assert_array_equal(result, 0.0)
 
 
@@ -476,7 +503,7 @@ def test_two_classes_are_a_logistic_loss(name, head):
     labels = np.array([0, 1, 1, 0], np.int32)
     z = np.asarray(logits(X, W[:2], labels, LOSSES[name]), np.float64)
     rows = np.arange(B)
-    ours, _, _ = run(X, W[:2], labels, LOSSES[name], head)
+    ours = loss(X, W[:2], labels, LOSSES[name], head=HEADS[head])
     np.testing.assert_allclose(ours, np.log1p(np.exp(z[rows, 1 - labels] - z[rows, labels])), rtol=1e-5)
 
 
@@ -536,8 +563,9 @@ def test_lengths_that_square_out_of_range_change_nothing(head, length):
 def test_norms_that_overflow_float16_are_taken_in_float32(head):
     x, w, y = np.full((B, 512), 300.0), np.full((C, 512), 300.0), Y
     w[1:, ::2] *= -1
-    losses, x_bar, w_bar = run(x.astype(np.float16), w.astype(np.float16), y, ms.arcface(0.5, 8.0), head)
-    expected = run(x.astype(np.float32), w.astype(np.float32), y, ms.arcface(0.5, 8.0), head)
+    losses, x_bar, w_bar = run(x.astype(np.float16), w.astype(np.float16), y, ms.cosface(0.3, 8.0), head)
+    exact = oracle.additive_cosine(0.3, 8.0)
+    _, *expected, _ = oracle.logits_and_gradients(exact, x, w, y, cotangent=COTANGENT)
     assert x_bar.dtype == w_bar.dtype == np.float16
     np.testing.assert_allclose(losses, expected[0], rtol=1e-6)
     # Gradients of 1e-4 are float16 numbers with an absolute resolution of 2^-24.

@@ -249,7 +249,11 @@ def test_rows_that_do_not_count_may_hold_anything(smoothing):
             bad_z[~WHERE] = garbage
             bad_labels[~WHERE] = C if labels is LABELS else garbage
             result = ours(
-                jax.device_put(bad_z), jax.device_put(bad_labels), label_smoothing=smoothing, where=WHERE, argnums=argnums
+                jax.device_put(bad_z),
+                jax.device_put(bad_labels),
+                label_smoothing=smoothing,
+                where=WHERE,
+                argnums=argnums,
             )
             for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
                 np.testing.assert_allclose(np.asarray(a)[WHERE], np.asarray(b)[WHERE], rtol=1e-6, atol=1e-7)
@@ -270,6 +274,10 @@ def test_a_label_outside_makes_its_own_loss_nan_and_nothing_else(smoothing):
         np.testing.assert_array_equal(gradient[2], 0.0)
         for a, b in zip((result, gradient), expected, strict=True):
             np.testing.assert_allclose(np.delete(a, 2, axis=0), np.delete(b, 2, axis=0), rtol=1e-6)
+    z[2] = np.nan  # whatever the row holds besides
+    with jax.debug_nans(False):
+        _, gradient = ours(z, labels, label_smoothing=smoothing)
+    np.testing.assert_array_equal(np.asarray(gradient)[2], 0.0)
     unsigned = np.array([0, 6, 2**32 - 1, 2, 4, 1], np.uint32)
     with jax.debug_nans(False):
         assert np.isnan(np.asarray(ms.cross_entropy(z, unsigned))[2])
@@ -297,7 +305,9 @@ def test_a_nan_stays_visible_and_in_its_row():
 @pytest.mark.parametrize("kind", ["labels", "distributions"])
 def test_transformations(kind):
     """jit, grad of jit, vmap, scan, checkpoint: one and the same gradient; and nothing leaks."""
-    labels = jnp.asarray(LABELS if kind == "labels" else distributions(), jnp.int32 if kind == "labels" else jnp.float32)
+    labels = jnp.asarray(
+        LABELS if kind == "labels" else distributions(), jnp.int32 if kind == "labels" else jnp.float32
+    )
     z = jnp.asarray(logits(3.0), jnp.float32)
 
     def total(z):
@@ -320,6 +330,7 @@ def test_transformations(kind):
 
 
 SHARDED = """
+import re
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 import margin_softmax as ms
@@ -349,8 +360,10 @@ for mesh in (
                 assert gradient.sharding.is_equivalent_to(sharding, 2), gradient.sharding
                 text = jax.jit(value_and_grad).lower(z_sharded, placed).compile().as_text()
                 assert "all-reduce" in text
-                # Logits that are sharded by class stay where they are.
-                assert "all-gather" not in text and "all-to-all" not in text, (mesh, spec, place)
+                # Logits that are sharded by class stay where they are; at most each device's best is gathered.
+                gathered = [int(n) for n in re.findall(r" = \\w+\\[\\d+,(\\d+)\\]\\S* all-gather", text)]
+                assert len(gathered) == text.count(" all-gather(") and "all-to-all" not in text, text
+                assert max(gathered, default=0) <= 4 < z.shape[1] // 2, (mesh, spec, place)
 print("sharded")
 """
 
@@ -359,7 +372,11 @@ def test_logits_stay_where_they_are_sharded():
     """By class, and by batch and class, under Auto and under Explicit axes: the same loss, and no gather of logits."""
     root = pathlib.Path(__file__).resolve().parents[1]
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
+    environment = os.environ | {
+        "JAX_NUM_CPU_DEVICES": "4",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", SHARDED], env=environment, capture_output=True, text=True, timeout=300
     )

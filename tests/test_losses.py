@@ -32,7 +32,7 @@ def value_and_gradients(features, weights, labels, margin, head, *, cotangent=No
     return losses, *gradients
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", ["dense", "keep_some"])
 @pytest.mark.parametrize("name", MARGINS)
 def test_float64_equals_the_oracle(name, head):
     row = MARGINS[name]
@@ -52,9 +52,8 @@ def test_float64_equals_the_oracle(name, head):
 
 
 @pytest.mark.parametrize("dim", [64, 512])
-@pytest.mark.parametrize("head", ["dense", "blockwise"])
 @pytest.mark.parametrize("name", MARGINS)
-def test_float32_keeps_its_digits_where_training_goes(name, head, dim):
+def test_float32_keeps_its_digits_where_training_goes(name, dim):
     """From the start of training to its end, s = 64 and 10,000 classes.
 
     The bound on losses and features is 5e-6 early and 2e-5 late. A class row far from every example is fed by one
@@ -66,13 +65,14 @@ def test_float32_keeps_its_digits_where_training_goes(name, head, dim):
     for cosine in (-0.3, 0.1, 0.3, 0.7, 0.9, 0.99):
         x, w, y = examples(16, 10_000, dim, cosine, feature_norm=row.feature_norm, dtype=np.float32)
         _, losses, x_bar, w_bar, _ = oracle.logits_and_gradients(row.oracle, x, w, y)
-        ours, ours_x_bar, ours_w_bar, _ = value_and_gradients(x, w, y, row.margin, HEADS[head])
         bound = 5e-6 if cosine <= 0.3 else 2e-5
-        assert ours.dtype == ours_x_bar.dtype == ours_w_bar.dtype == jnp.float32
-        assert np.max(np.abs(ours - losses) / losses) <= bound
-        assert largest_row_error(ours_x_bar, x_bar) <= bound
-        assert largest_row_error(ours_w_bar, w_bar) <= (bound + 64 * 2.0**-23 if cosine <= 0.3 else bound)
-        assert largest_row_error(ours_w_bar, w_bar, quantile=0.95) <= bound
+        for head in ("dense", "blockwise"):
+            ours, ours_x_bar, ours_w_bar, _ = value_and_gradients(x, w, y, row.margin, HEADS[head])
+            assert ours.dtype == ours_x_bar.dtype == ours_w_bar.dtype == jnp.float32
+            assert np.max(np.abs(ours - losses) / losses) <= bound
+            assert largest_row_error(ours_x_bar, x_bar) <= bound
+            assert largest_row_error(ours_w_bar, w_bar) <= (bound + 64 * 2.0**-23 if cosine <= 0.3 else bound)
+            assert largest_row_error(ours_w_bar, w_bar, quantile=0.95) <= bound
 
 
 def test_the_usual_formulation_does_not_meet_the_bound():
