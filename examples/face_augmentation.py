@@ -1,6 +1,6 @@
 """What the network sees: small, standardised pictures, varied at random while it trains."""
 
-from typing import NamedTuple
+from collections import namedtuple
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ CHANGES = {
     "patch_height": (0.0, 0.5),
     "patch_width": (0.0, 0.5),
 }
-Change = NamedTuple("Change", [(name, Array) for name in CHANGES])
+Change = namedtuple("Change", CHANGES)
 
 
 def augment(key: Array, pictures: Array) -> Array:

@@ -80,12 +80,12 @@ def olivetti_faces(seconds: float = DOWNLOAD_SECONDS) -> tuple[np.ndarray, np.nd
         cache = Path(get_data_home())
         if not any(cache.glob("olivetti*.pkz")):
             _download_olivetti(cache, seconds)
-        faces = fetch_olivetti_faces(data_home=cache, download_if_missing=False)
+        pixels, labels = fetch_olivetti_faces(data_home=cache, download_if_missing=False, return_X_y=True)
     except UnavailableError:
         raise
     except Exception as error:  # a damaged file raises whatever its unpickling stumbles over
         raise UnavailableError(f"scikit-learn's cache cannot be used ({type(error).__name__}: {error})") from error
-    return faces.images, faces.target.astype(np.int32)
+    return np.reshape(pixels, (-1, 64, 64)), np.asarray(labels, np.int32)
 
 
 def _download_olivetti(cache: Path, seconds: float) -> None:

@@ -1,8 +1,8 @@
 """Trains face embeddings with a margin softmax loss, and verifies people whom the training never saw.
 
     python examples/face_embedding.py
-    python examples/face_embedding.py --margin "am_softmax(margin=0.25, scale=16)" --fold 2
-    python examples/face_embedding.py --margin "a_softmax(margin=4, blend=blend_schedule(gamma=1))"
+    python examples/face_embedding.py --margin "am_softmax(margin=0.15, scale=16)" --fold 2
+    python examples/face_embedding.py --margin "a_softmax(margin=2, blend=blend_schedule(gamma=10))"
     python examples/face_embedding.py --data rendered --people 400 --steps 2000 --out large
     python examples/face_embedding.py --out large --data rendered --people 400 --steps 4000 --resume
 
@@ -34,9 +34,8 @@ from pair_verification import Verification, pair_cosines, verification
 from training_checkpoints import Checkpoints
 
 # For some thirty people. The papers' scales and margins (64 and 0.5 for ArcFace) are for 10,000 people and more.
-MARGIN = "arcface(margin=0.3, scale=16)"
+MARGIN = "arcface(margin=0.2, scale=16)"
 STEPS = 450
-
 
 Pairs = tuple[np.ndarray, np.ndarray]
 
@@ -117,7 +116,7 @@ def log_line(run: Run, steps: int, told: Progress, clock: Clock) -> str:
     left = (steps - step) / speed if speed else float("nan")
     return (
         f"step {step}/{steps}  {run.batch * speed:,.0f} samples/s  loss {loss:.4f}  "
-        f"learning rate {float(learning_rate(step - 1)):.2e}  target {np.degrees(target):.1f} deg  "
+        f"learning rate {learning_rate(step - 1):.2e}  target {np.degrees(target):.1f} deg  "
         f"nearest other {np.degrees(other):.1f} deg  norm {norm:.2f}  {left:.0f} s left"
     )
 
@@ -188,8 +187,8 @@ margins:
   {textwrap.fill(", ".join(margin_names()), 110, subsequent_indent="  ")}
   The papers' defaults: l_softmax(margin=4), a_softmax(margin=4), am_softmax(margin=0.35, scale=30),
   cosface(margin=0.35, scale=64), arcface(margin=0.5, scale=64), each for a name without arguments. They are for
-  thousands of classes; with thirty, scales of 16 to 24 and margins of 0.2 to 0.3 do better.
-  A blend may be a schedule over the steps: l_softmax(margin=2, blend=blend_schedule(base=1000, gamma=1, minimum=5)).
+  thousands of classes; with thirty, scales of 10 to 24 and margins of 0.15 to 0.3 do better.
+  A blend may be a schedule over the steps: l_softmax(margin=2, blend=blend_schedule(gamma=10, minimum=20)).
 
 data:
   olivetti   scikit-learn's Olivetti faces, 40 people with ten pictures each, from its cache or its download

@@ -1,9 +1,11 @@
 """Pictures of a run: the loss, the ROC, the cosines of pairs, and the rendered faces."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from jax.typing import ArrayLike
 
 from pair_verification import receiver_operating_characteristic
 from rendered_faces import contact_sheet
@@ -17,11 +19,11 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
 Pairs = tuple[np.ndarray, np.ndarray]
 
 
-def draw_loss(path: Path, losses: list[float]) -> None:
+def draw_loss(path: Path, losses: Sequence[ArrayLike]) -> None:
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     window = max(1, len(losses) // 30)
-    mean = np.convolve(losses, np.ones(window) / window, mode="valid")
-    axes.plot(np.arange(1, len(losses) + 1), losses, color=BLUE, alpha=0.3, linewidth=1, label="each step")
+    mean = np.convolve(np.asarray(losses), np.ones(window) / window, mode="valid")
+    axes.plot(np.arange(1, len(losses) + 1), np.asarray(losses), color=BLUE, alpha=0.3, linewidth=1, label="each step")
     axes.plot(np.arange(len(mean)) + (window + 1) / 2, mean, color=BLUE, linewidth=2, label=f"mean of {window} steps")
     axes.set(xlabel="step", ylabel="loss (nats)", title="Training loss, with the margin")
     axes.legend(frameon=False)
@@ -36,7 +38,7 @@ def draw_roc(path: Path, curves: dict[str, Pairs]) -> None:
     ):
         far, tar, _ = receiver_operating_characteristic(genuine, impostor)
         axes.step(far, tar, where="post", color=color, linestyle=style, linewidth=2, label=name)
-    rates = np.geomspace(1e-4, 1, 200)
+    rates = np.geomspace(0.5 / len(impostor), 1, 200)
     axes.plot(rates, 1 - rates, color="black", linewidth=0.7)
     axes.annotate("equal error", (0.9, 0.1), xytext=(-4, 0), textcoords="offset points", ha="right", fontsize=8)
     axes.set(xscale="log", xlim=(0.5 / len(impostor), 1), ylim=(0, 1.01))
@@ -47,9 +49,10 @@ def draw_roc(path: Path, curves: dict[str, Pairs]) -> None:
 
 def draw_cosines(path: Path, pairs: Pairs, threshold: float, equal_error_rate: float) -> None:
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    bins = np.linspace(min(map(np.min, pairs)), 1, 60)
+    lowest = min(scores.min() for scores in pairs)
     for scores, name, color in zip(pairs, ("genuine", "impostor"), (BLUE, ORANGE), strict=True):
-        axes.hist(scores, bins, density=True, color=color, alpha=0.6, label=f"{name} pairs ({len(scores):,})")
+        label = f"{name} pairs ({len(scores):,})"
+        axes.hist(scores, bins=60, range=(lowest, 1), density=True, color=color, alpha=0.6, label=label)
     axes.axvline(threshold, color="black", linewidth=1, linestyle="--")
     axes.set_ylim(top=1.2 * axes.get_ylim()[1])
     label = f"threshold {threshold:.2f}\nequal error {equal_error_rate:.1%}"

@@ -9,7 +9,7 @@ from jax import Array
 
 from face_augmentation import SIDE
 
-FEATURES = 64
+FEATURES = 128
 WIDTHS = (16, 32, 64)
 
 
@@ -30,7 +30,7 @@ class ResidualBlock(nnx.Module):
 
 
 class FaceNetwork(nnx.Module):
-    """Pictures [B, 32, 32] -> features [B, 64]; `classes` [C, 64] is one weight row per person."""
+    """Pictures [B, 32, 32] -> features [B, 128]; `classes` [C, 128] is one weight row per person."""
 
     def __init__(self, people: int, *, rngs: nnx.Rngs):
         self.stem = nnx.Conv(1, WIDTHS[0], (3, 3), strides=2, use_bias=False, rngs=rngs)

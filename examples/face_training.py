@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import Array
+from jax.typing import ArrayLike
 
 import margin_softmax as ms
 from face_augmentation import augment, shrink, standardise
@@ -17,9 +18,9 @@ from margin_expression import margin_at
 
 HEADS = {"blockwise": ms.blockwise(), "dense": ms.dense()}
 BATCH = 64
-LEARNING_RATE = 3e-3
-WARM_UP = 30
 WEIGHT_DECAY = 0.05
+# A constant end, and not the number of steps asked for: a run of 2 N steps begins as one of N.
+learning_rate = optax.warmup_cosine_decay_schedule(0.0, 3e-3, warmup_steps=30, decay_steps=450, end_value=1.5e-4)
 EMBEDDED_AT_ONCE = 300
 
 
@@ -91,11 +92,6 @@ def progress(features: Array, classes: Array, labels: Array, loss: Array) -> Pro
     )
 
 
-def learning_rate(step: Array | int) -> Array:
-    """A linear warm-up, then the inverse square root: it need not know where the training ends."""
-    return LEARNING_RATE * jnp.minimum((step + 1) / WARM_UP, jnp.sqrt(WARM_UP / (step + 1)))
-
-
 @functools.cache  # equal optimisers must be one object, or each run would compile its own training step
 def optimiser(*, decay_classes: bool) -> optax.GradientTransformation:
     def decayed(parameters):
@@ -113,7 +109,7 @@ def normalises_weights(margin: ms.Margin) -> bool:
     return bool(length == 1)
 
 
-def embed(model: FaceNetwork, pictures: Array) -> Array:
+def embed(model: FaceNetwork, pictures: ArrayLike) -> Array:
     """Features [N, D] of pictures [N, H, W]: the sum over each picture and its mirror image."""
     small = standardise(shrink(jnp.asarray(pictures)))
     model.eval()

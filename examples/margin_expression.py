@@ -1,4 +1,4 @@
-"""Margins written as text: `arcface(margin=0.3, scale=16)`, `a_softmax(margin=4, blend=blend_schedule(gamma=1))`.
+"""Margins written as text: `arcface(margin=0.2, scale=16)`, `a_softmax(margin=2, blend=blend_schedule(gamma=10))`.
 
 The text is parsed, never evaluated: only calls of this package's margins, with numbers, other margins or a
 `blend_schedule` as arguments, mean anything.

@@ -2,7 +2,9 @@
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 import margin_softmax as ms
 
@@ -24,8 +26,9 @@ class Verification(NamedTuple):
     threshold: float
 
 
-def pair_cosines(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pair_cosines(features: ArrayLike, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cosines of all genuine pairs and of all impostor pairs."""
+    features = jnp.asarray(features)
     cosines = np.asarray(ms.cosines(features, features))
     first, second = np.triu_indices(len(labels), k=1)
     scores, genuine = cosines[first, second], labels[first] == labels[second]

@@ -13,12 +13,13 @@ Run as a command, the module draws a sheet of faces:
 import argparse
 import functools
 import sys
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 # Lengths are in units of half the picture's height, tones run from 0 (black) to 1 (white).
 # Every value is drawn uniformly between the two limits.
@@ -72,8 +73,8 @@ PICTURE = {
     "grain": (0.01, 0.035),
 }
 
-Person = NamedTuple("Person", [(name, Array) for name in PERSON])
-Picture = NamedTuple("Picture", [(name, Array) for name in PICTURE])
+Person = namedtuple("Person", PERSON)
+Picture = namedtuple("Picture", PICTURE)
 
 
 def draw(key: Array, limits: dict[str, tuple[float, float]], shape: tuple[int, ...]) -> Array:
@@ -145,7 +146,7 @@ def smooth_step(x: Array, width: Array | float) -> Array:
     return jax.nn.sigmoid(4 * x / width)
 
 
-def ellipse(x: Array, y: Array, width: Array, height: Array) -> Array:
+def ellipse(x: Array, y: Array, width: Array | float, height: Array | float) -> Array:
     """About the distance to an ellipse around the origin, positive inside."""
     radius = jnp.sqrt((x / width) ** 2 + (y / height) ** 2 + 1e-9)
     return (1 - radius) * jnp.minimum(width, height)
@@ -240,8 +241,9 @@ def backdrop(person: Person, picture: Picture, u: Array, v: Array) -> Array:
     return paint(tone, hair, person.hair_tone * (0.4 + 0.6 * picture.ambient))
 
 
-def contact_sheet(pictures: Array, columns: int) -> Array:
+def contact_sheet(pictures: ArrayLike, columns: int) -> Array:
     """The pictures [N, H, W] as one, `columns` to a row; N a multiple of `columns`."""
+    pictures = jnp.asarray(pictures)
     count, height, width = pictures.shape
     grid = pictures.reshape(count // columns, columns, height, width)
     return grid.transpose(0, 2, 1, 3).reshape(count // columns * height, columns * width)

@@ -1,4 +1,6 @@
-"""Draws what margins do to the logit of the own class: docs/figures/target_logits.png.
+"""Draws what margins do to the logit of the own class.
+
+The picture of the README is made by
 
     python examples/target_logits.py docs/figures/target_logits.png
 """

@@ -47,7 +47,7 @@ class Checkpoints:
         for step in sorted(self.manager.all_steps(), reverse=True):
             if self._is_sound(step):
                 kept = self.manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
-                return step, kept.record
+                return step, kept["record"]
             print(f"The checkpoint of step {step} is damaged; trying the one before.")
             self._set_aside(step)
         return None
@@ -56,8 +56,8 @@ class Checkpoints:
         """Puts the state after `step` steps into `model` and `optimizer`."""
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, _state(model, optimizer))
         kept = self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted)))
-        nnx.update(model, kept.state["model"])
-        nnx.update(optimizer, kept.state["optimizer"])
+        nnx.update(model, kept["state"]["model"])
+        nnx.update(optimizer, kept["state"]["optimizer"])
 
     def clear(self) -> None:
         """Forgets every checkpoint: a new run begins."""

@@ -13,13 +13,14 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-Numeric = float | jax.Array | np.ndarray | np.generic
+Numeric = float | jax.Array | np.ndarray
 """A hyper-parameter: a number, or an array with one value per example; concrete or traced."""
 
 
 def is_traced(value: Any) -> bool:
-    return isinstance(value, jax.core.Tracer)
+    return isinstance(value, Tracer)
 
 
 def real_array(name: str, value: Any) -> jax.Array:

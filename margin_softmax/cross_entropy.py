@@ -71,18 +71,18 @@ def _cross_entropy(logits, labels, label_smoothing, where):
     logits = logits.astype(dtype)
     if where is not None:
         logits = jnp.where(where[:, None], logits, 0.0)
-    if jnp.issubdtype(labels.dtype, jnp.integer):
+    of_labels = jnp.issubdtype(labels.dtype, jnp.integer)
+    if of_labels:
         valid, labels = _checks.in_range(labels, logits.shape[-1])
         losses = _of_labels(jnp.where(valid[:, None], logits, 0.0), labels)
-        own = _own(logits, labels)
     else:
         valid = jnp.ones(logits.shape[:1], bool)
         labels = labels.astype(dtype)
         if where is not None:
             labels = jnp.where(where[:, None], labels, 1.0 / logits.shape[-1])
         losses = _of_distributions(logits, labels)
-        own = jnp.sum(labels * logits, axis=-1) if label_smoothing is not None else None
     if label_smoothing is not None:
+        own = _own(logits, labels) if of_labels else jnp.sum(labels * logits, axis=-1)
         losses = losses + jnp.asarray(label_smoothing, dtype) * (own - jnp.mean(logits, axis=-1))
     return _checks.only_counted(losses, valid, where)
 

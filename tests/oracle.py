@@ -100,7 +100,7 @@ def _lengths(rows):
 def logits_and_gradients(oracle, features, weights, labels, *, bias=None, smoothing=0.0, cotangent=None):
     """Logits [B, C], losses [B] and the gradients of `sum(cotangent loss)`: features, weights, bias."""
     x, w = np.asarray(features, np.float64), np.asarray(weights, np.float64)
-    batch, classes = x.shape[0], w.shape[0]
+    batch = x.shape[0]
     cotangent = np.ones(batch) if cotangent is None else np.asarray(cotangent, np.float64)
     rows = np.arange(batch)
     x_len, w_len = _lengths(x), _lengths(w)

@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 import numpy as np
-import oracle
 
 import margin_softmax as ms
+import oracle
 
 
 class Row(NamedTuple):

@@ -96,7 +96,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(uninterrupted, tmp_pa
 
 def test_another_configuration_is_not_resumed(uninterrupted, tmp_path):
     out, _ = uninterrupted
-    with pytest.raises(SystemExit, match="margin was .*arcface.*, is 'plain"):
+    with pytest.raises(SystemExit, match=r"margin was .*arcface.*, is 'plain"):
         run(out, 6, "--resume", "--margin", "plain()")
 
 

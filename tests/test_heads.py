@@ -6,12 +6,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
-from seam import SEAM
-from table import examples, largest_row_error
 
 import margin_softmax as ms
+import oracle
+from seam import SEAM
+from table import examples, largest_row_error
 
 HEADS = {
     "dense": ms.dense(),
@@ -64,7 +64,7 @@ def test_losses_beyond_a_target_margin_are_exact(name, head, centres):
 
 @pytest.mark.parametrize("name", SEAM)
 def test_the_seam_examples_take_every_branch(name):
-    margin, exact, numbers = SEAM[name]
+    _, exact, numbers = SEAM[name]
     x, weights, y = seam_examples(3)
     without = exact(x, weights, y, (numbers[0], 0.0))
     assert np.all(np.abs(exact(x, weights, y, numbers) - without) > 1e-6) or name == "others_need_the_target"

@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
-from table import MARGINS, examples, largest_row_error
 
 import margin_softmax as ms
+import oracle
+from table import MARGINS, examples, largest_row_error
 
 HEADS = {
     "dense": ms.dense(),
@@ -43,7 +43,9 @@ def test_float64_equals_the_oracle(name, head):
             z, losses, x_bar, w_bar, bias_bar = oracle.logits_and_gradients(
                 row.oracle, x, w, y, bias=bias, smoothing=0.1, cotangent=COTANGENT
             )
-            result = value_and_gradients(x, w, y, row.margin, HEADS[head], cotangent=COTANGENT, bias=bias, smoothing=0.1)
+            result = value_and_gradients(
+                x, w, y, row.margin, HEADS[head], cotangent=COTANGENT, bias=bias, smoothing=0.1
+            )
             for ours, exact in zip(result, (losses, x_bar, w_bar, bias_bar), strict=True):
                 assert ours.dtype == jnp.float64
                 np.testing.assert_allclose(ours, exact, rtol=1e-10, atol=1e-10 * np.abs(exact).max())

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from table import MARGINS, examples
 
 import margin_softmax as ms
+from table import MARGINS, examples
 
 HEADS = {"dense": ms.dense(), "blockwise": ms.blockwise(7, memory=0)}
 

@@ -77,7 +77,9 @@ def test_pull_of_the_top_one_goes_to_the_winner():
 
 def test_equal_logits_have_the_lowest_winner():
     reduction = reductions.top_one()
-    parts = [reduction.of(jnp.zeros((1, 2)), jnp.ones((1, 2), bool), jnp.array(ids)) for ids in ([4, 5], [0, 1], [2, 3])]
+    parts = [
+        reduction.of(jnp.zeros((1, 2)), jnp.ones((1, 2), bool), jnp.array(ids)) for ids in ([4, 5], [0, 1], [2, 3])
+    ]
     merged = reduction.merge(reduction.merge(parts[0], parts[1]), parts[2])
     assert int(merged[1][0]) == 0
 
