@@ -175,7 +175,7 @@ def take(classes: Classes, labels: jax.Array, dtype) -> Classes:
     """The rows `classes[labels]` as `dtype`, for labels in [0, C)."""
     # Examples of one class take its row from the first of them. So their gradients add up in `dtype`, however narrow
     # the weights are, and no two of them meet in the scatter over classes, whose order accelerators do not fix.
-    first = jnp.argmax(labels[:, None] == labels[None], axis=1)
+    first = jnp.argmax(labels[:, None] == labels[None], axis=1) if labels.size else labels
 
     def rows(leaf):
         return leaf.at[labels].get(mode="clip").astype(dtype).at[first].get(mode="clip")

@@ -109,7 +109,8 @@ def _margin_loss(features, weights, labels, margin, bias, label_smoothing, where
     else:
         total, others_sum = total
         mean = (target_logit + others_sum) / weights.shape[0]
-        losses = margin.loss(target_logit, total, own) + label_smoothing * (target_logit - mean)
+        epsilon = jnp.asarray(label_smoothing, target.dtype)
+        losses = margin.loss(target_logit, total, own) + epsilon * (target_logit - mean)
     return _checks.only_counted(losses, valid, where)
 
 
