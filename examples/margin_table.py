@@ -142,17 +142,25 @@ def table(results: dict[str, list[dict[str, Any]]], steps: int) -> str:
         [
             f"Verification of people never trained on: Olivetti faces, {FOLDS} folds of ten people, {len(SEEDS)}",
             f"seeds, {steps} steps of {BATCH} pictures. Means over folds and seeds; in brackets the standard deviation",
-            "over these runs, then that over the seeds of the mean over the folds.",
+            "over these runs, then that over the seeds of the mean over the folds. Last, the EER less that of plain",
+            "softmax on the same fold with the same seed, with its standard error.",
             "",
-            f"| loss | {' | '.join(METRICS.values())} |",
-            "| --- " * (1 + len(METRICS)) + "|",
-            *raw,
-            *trained,
+            f"| loss | {' | '.join(METRICS.values())} | EER less plain softmax's |",
+            "| --- " * (2 + len(METRICS)) + "|",
+            *(f"{line} |" for line in raw),
+            *(f"{line} {less} |" for line, less in zip(trained, differences(list(results.values())), strict=True)),
             "",
             f"Made by `python examples/margin_table.py --steps {steps}` on {first[0]['device']} with {versions}.",
             "",
         ]
     )
+
+
+def differences(results: list[list[dict[str, Any]]]) -> list[str]:
+    """Mean and standard error of each loss's EER less the first one's, run by run."""
+    of_run = [{(r["fold"], r["seed"]): r["after_training"]["eer"] for r in of_loss} for of_loss in results]
+    pairs = [[eer[run] - of_run[0][run] for run in eer] for eer in of_run[1:]]
+    return ["", *(f"{statistics.mean(d):+.3f} ± {statistics.stdev(d) / len(d) ** 0.5:.3f}" for d in pairs)]
 
 
 def row(name: str, results: list[dict[str, Any]]) -> str:
