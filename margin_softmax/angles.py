@@ -16,21 +16,27 @@ from margin_softmax import _checks
 
 def norm(rows: jax.Array) -> jax.Array:
     """Length along the last axis, without overflow or underflow of the squares; slope 0 at the zero vector."""
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(rows), axis=-1, keepdims=True, initial=0.0))
+    nonzero, shrink, root = _shrunk(rows)
+    return jnp.where(nonzero, root / shrink, 0.0)
+
+
+def _shrunk(rows):
+    """Which rows are not zero; what brings their largest number to about 1; the length they then have."""
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(rows), axis=-1, initial=0.0))
     nonzero = largest != 0  # a NaN is not zero: it must stay visible
     smallest = float(jnp.finfo(rows.dtype).tiny)
-    # The length does not depend on this shrinking factor, so treating it as constant leaves the derivative exact.
+    # The length does not depend on this factor, so treating it as constant leaves the derivative exact.
     shrink = jnp.clip(1.0 / jnp.where(nonzero, largest, 1.0), smallest, 1.0 / smallest)
-    squares = jnp.sum(jnp.square(rows * shrink), axis=-1, keepdims=True)
-    length = jnp.where(nonzero, jnp.sqrt(jnp.where(nonzero, squares, 1.0)) / shrink, 0.0)
-    return length[..., 0]
+    squares = jnp.sum(jnp.square(rows * shrink[..., None]), axis=-1)
+    return nonzero, shrink, jnp.sqrt(jnp.where(nonzero, squares, 1.0))
 
 
 @jax.custom_jvp
 def reciprocal_norm(rows: jax.Array) -> jax.Array:
     """What makes a row a direction: `1 / |row|`, and 0 for the zero vector."""
-    length = norm(rows)
-    return jnp.where(length != 0, 1.0 / jnp.where(length != 0, length, 1.0), 0.0)
+    nonzero, shrink, root = _shrunk(rows)
+    # Not 1 / norm: every logit of a class is multiplied by this, and one rounding less is seen in its gradient.
+    return jnp.where(nonzero, shrink / root, 0.0)
 
 
 @reciprocal_norm.defjvp

@@ -6,6 +6,7 @@ it knows no loss. Heads are static values: two equal ones share one compiled pro
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -150,10 +151,18 @@ def blockwise(block_size: int | None = None, memory: int = 64 * 2**20, precision
     return Blockwise(block_size, memory, _checks.hashable("precision", precision))
 
 
+SUMMED_APART = 2
+
+
 def products(features: jax.Array, weights: jax.Array, precision: Any = None) -> jax.Array:
     """Inner products `[B, C]` or `[B, C, K]`."""
-    return jax.lax.dot_general(
-        features, weights, (((1,), (weights.ndim - 1,)), ((), ())), precision=_precise(precision)
+    # A matrix product may add up its terms one after the other, each sum rounded. Adding up two halves of them apart
+    # takes a quarter off that error, of which a logit is 64 times, for 2 to 3 % of the time on CPU.
+    bounds = np.linspace(0, features.shape[1], SUMMED_APART + 1, dtype=int)
+    parts = [(features[:, i:j], weights[..., i:j]) for i, j in itertools.pairwise(bounds) if i < j]
+    contracted = (((1,), (weights.ndim - 1,)), ((), ()))
+    return functools.reduce(
+        jnp.add, [jax.lax.dot_general(x, w, contracted, precision=_precise(precision)) for x, w in parts]
     )
 
 
