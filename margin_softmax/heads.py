@@ -151,15 +151,15 @@ def blockwise(block_size: int | None = None, memory: int = 64 * 2**20, precision
     return Blockwise(block_size, memory, _checks.hashable("precision", precision))
 
 
-SUMMED_APART = 2
+SUMMED_APART = 4
 
 
 def products(features: jax.Array, weights: jax.Array, precision: Any = None) -> jax.Array:
     """Inner products `[B, C]` or `[B, C, K]`."""
-    # A matrix product may add up its terms one after the other, each sum rounded. Adding up two halves of them apart
-    # takes a quarter off that error, of which a logit is 64 times, for 2 to 3 % of the time on CPU.
+    # A matrix product may add up its terms one after the other, each sum rounded. Adding up four parts of them apart
+    # halves that error, which a logit has 64 times, for about 15 % of the time of a loss with its gradients on CPU.
     bounds = np.linspace(0, features.shape[1], SUMMED_APART + 1, dtype=int)
-    parts = [(features[:, i:j], weights[..., i:j]) for i, j in itertools.pairwise(bounds) if i < j]
+    parts = [(features[:, i:j], weights[..., i:j]) for i, j in itertools.pairwise(bounds) if i < j or not bounds[-1]]
     contracted = (((1,), (weights.ndim - 1,)), ((), ()))
     return functools.reduce(
         jnp.add, [jax.lax.dot_general(x, w, contracted, precision=_precise(precision)) for x, w in parts]
