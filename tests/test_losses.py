@@ -62,7 +62,7 @@ def test_float32_keeps_its_digits_where_training_goes(name, dim):
     The bound on losses and features is 5e-6 early and 2e-5 late. A class row far from every example is fed by one
     p_j = exp(s c - L) alone, and float32 knows c to one unit in the last place of 1, 2^-23, at best, whatever the
     order of the products' sums: that is s 2^-23 = 7.6e-6 of the row, which no other example averages out. It is
-    added to the early bound, for class rows only; 90 in 100 of them keep the bound itself.
+    added to the early bound, for class rows only; 95 in 100 of them keep the bound itself.
     """
     row = MARGINS[name]
     for cosine in (-0.3, 0.1, 0.3, 0.7, 0.9, 0.99):
@@ -75,7 +75,7 @@ def test_float32_keeps_its_digits_where_training_goes(name, dim):
             assert np.max(np.abs(ours - losses) / losses) <= bound
             assert largest_row_error(ours_x_bar, x_bar) <= bound
             assert largest_row_error(ours_w_bar, w_bar) <= (bound + 64 * 2.0**-23 if cosine <= 0.3 else bound)
-            assert largest_row_error(ours_w_bar, w_bar, quantile=0.9) <= bound
+            assert largest_row_error(ours_w_bar, w_bar, quantile=0.95) <= bound
 
 
 def test_the_usual_formulation_does_not_meet_the_bound():
