@@ -128,6 +128,16 @@ def _refuse_lost_digits(labels: Any) -> None:
         )
 
 
+def indices_of(name: str, indices: Any, batch: int, size: int) -> jax.Array:
+    """Indices [B] into `size` rows, as integers; concrete ones must lie inside."""
+    indices = _as_array(name, indices)
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise TypeError(f"{name}: expected integers, came {indices.dtype}. They are indices in [0, {size}).")
+    shape(name, indices, (batch,), f"[B] = ({batch},)")
+    number(name, indices, at_least=0, at_most=size - 1)
+    return indices
+
+
 def mask_of(where: Any, batch: int) -> jax.Array | None:
     """The rows that count, [B] booleans, or None for all of them."""
     if where is None:
@@ -187,6 +197,13 @@ def static_number(name: str, value: Any, **bounds: Any) -> Any:
     if np.ndim(value) != 0:
         raise TypeError(f"{name}: expected one number, came shape {np.shape(value)}.")
     return number(name, value, **bounds)
+
+
+def one_of(name: str, value: Any, choices: Sequence[Any]) -> Any:
+    """`value` itself, once it is among `choices`."""
+    if is_traced(value) or value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, came {value!r}.")
+    return value
 
 
 def hashable(name: str, value: Any) -> Any:

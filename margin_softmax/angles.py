@@ -206,6 +206,23 @@ def psi(u: jax.Array) -> jax.Array:
     return (1.0 - 2.0 * jnp.mod(k, 2.0)) * jnp.cos(u) - 2.0 * k
 
 
+@jax.custom_jvp
+def arc_cosine(cosine: jax.Array) -> jax.Array:
+    """Angle from a cosine, for the classes other than the own, of which only the product is at hand.
+
+    A product of directions may exceed 1 by its rounding, and knows angles near 0 and pi only to the square root of
+    it. The slope, -1 / sin, is bounded accordingly: by 2896 in float32.
+    """
+    return jnp.arccos(jnp.clip(cosine, -1.0, 1.0))
+
+
+@arc_cosine.defjvp
+def _arc_cosine_jvp(primals, tangents):
+    (cosine,), (d_cosine,) = primals, tangents
+    square = jnp.maximum((1.0 - cosine) * (1.0 + cosine), float(jnp.finfo(cosine.dtype).eps))
+    return arc_cosine(cosine), -d_cosine * jax.lax.rsqrt(square)
+
+
 def compute_dtype(*arrays: jax.Array) -> jnp.dtype:
     """float64 where an input is float64, float32 for everything narrower: bfloat16 resolves angles to 5 degrees."""
     return jnp.dtype(jnp.float64 if any(a.dtype == jnp.float64 for a in arrays) else jnp.float32)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from margin_softmax import _checks, angles, heads, reductions
 from margin_softmax._checks import Numeric
 from margin_softmax.heads import Classes, Head, Rows
-from margin_softmax.margins import Margin, Own
+from margin_softmax.margins import Margin, Own, checked
 
 
 class _Given(NamedTuple):
@@ -163,6 +163,125 @@ def _margin_logits(features, weights, labels, margin, bias):
     return jnp.where(valid[:, None], jnp.where(is_own, target_logit[:, None], logits), jnp.nan)
 
 
+def observe(
+    features: jax.Array,
+    weights: jax.Array,
+    labels: jax.Array,
+    margin: Margin,
+    *,
+    head: Head = heads.blockwise(),
+    where: jax.Array | None = None,
+) -> Own:
+    """What a margin sees of each example and its own class: angle, product, lengths, and its statistic of the others.
+
+    For watching angles and norms in training, and for what adaptive margins are fed with. Without a gradient.
+
+    Args:
+      features: `[B, D]`, real.
+      weights: one row per class, `[C, D]`; or `[C, K, D]` for K sub-centres, of which the best counts.
+      labels: own class of each example, `[B]` integers in [0, C). A label outside makes that row NaN.
+      margin: any; its `features`, `weights` and `statistic` say what is seen.
+      head: where it runs. Static.
+      where: rows that count, `[B]` booleans. The others are those of a feature of zeros.
+
+    Returns:
+      An `Own`, each of its arrays `[B]`.
+
+    Raises:
+      TypeError: an argument has the wrong dtype, or `margin` is no `Margin`.
+      ValueError: an argument has the wrong shape or a concrete value out of range.
+
+    Example:
+      >>> seen = ms.observe(jnp.array([[3.0, 4.0]]), jnp.eye(2), jnp.array([1]), ms.arcface())
+      >>> round(float(seen.angle[0]), 4), float(seen.norm[0])
+      (0.6435, 5.0)
+    """
+    own, counted = observed(features, weights, labels, margin, head=head, where=where)
+    wrong = ~counted if where is None else ~counted & jnp.asarray(where)
+    return jax.tree.map(lambda leaf: jnp.where(jnp.expand_dims(wrong, range(1, leaf.ndim)), jnp.nan, leaf), own)
+
+
+def observed(features, weights, labels, margin, *, head, where=None) -> tuple[Own, jax.Array]:
+    """`observe`, and which rows count."""
+    features, weights, labels, margin, _ = _front(features, weights, labels, margin, None)
+    where = _checks.mask_of(where, labels.shape[0])
+    return jax.lax.stop_gradient(_observed(features, weights, labels, margin, where, head=_checks.head(head)))
+
+
+@functools.partial(jax.jit, static_argnames="head")
+def _observed(features, weights, labels, margin, where, *, head):
+    valid, labels = _checks.in_range(labels, weights.shape[0])
+    counted = valid if where is None else valid & where
+    example = _examples(margin, features, weights, counted)
+    own, _, _ = _own(head, example, Classes(weights), labels)
+    return own, counted
+
+
+def mixed_margin_loss(
+    features: jax.Array,
+    weights: jax.Array,
+    labels: jax.Array,
+    other_labels: jax.Array,
+    share: Numeric,
+    margin: Margin,
+    *,
+    head: Head = heads.blockwise(),
+    bias: jax.Array | None = None,
+    label_smoothing: Numeric = 0.0,
+    where: jax.Array | None = None,
+) -> jax.Array:
+    """Margin loss of examples with two labels, as mixup and CutMix make them, without the `[B, C]` logits.
+
+        loss = share loss(y) + (1 - share) loss(y')
+
+    Each of the two losses has its margin at its own label and none at the other. Two passes over the classes.
+
+    Args:
+      features: `[B, D]`, real.
+      weights: `[C, D]` or `[C, K, D]`.
+      labels: y, `[B]` integers in [0, C).
+      other_labels: y', `[B]` integers in [0, C).
+      share: of y, from 0 to 1; a number or `[B]`, may be traced.
+      margin: of both.
+      head: where it runs. Static.
+      bias: `[C]`.
+      label_smoothing: epsilon in [0, 1].
+      where: rows that count, `[B]` booleans.
+
+    Returns:
+      Losses `[B]`, float32 or float64, not reduced.
+
+    Raises:
+      TypeError: an argument has the wrong dtype, or `margin` is no `Margin`.
+      ValueError: an argument has the wrong shape or a concrete value out of range.
+
+    References:
+      Zhang, Cisse, Dauphin, Lopez-Paz, mixup: Beyond Empirical Risk Minimization, ICLR 2018. For the margin see
+      `margin`.
+
+    Example:
+      >>> x, w, y, other = jnp.array([[0.6, 0.8]]), jnp.eye(2), jnp.array([1]), jnp.array([0])
+      >>> ms.mixed_margin_loss(x, w, y, other, 0.75, ms.cosface(0.1, scale=4.0))
+      Array([0.7506], dtype=float32)
+    """
+    _checks.number("share", share, at_least=0.0, at_most=1.0)
+    loss = functools.partial(
+        margin_loss,
+        features,
+        weights,
+        margin=margin,
+        head=head,
+        bias=bias,
+        label_smoothing=label_smoothing,
+        where=where,
+    )
+    first, second = loss(labels), loss(other_labels)
+    if jnp.shape(share) not in ((), first.shape):
+        raise ValueError(f"share: expected a number or one per example {first.shape}, came shape {jnp.shape(share)}.")
+    share = jnp.asarray(share).astype(first.dtype)
+    return share * first + (1.0 - share) * second
+
+
 def nearest_class(
     features: jax.Array, weights: jax.Array, *, head: Head = heads.blockwise()
 ) -> tuple[jax.Array, jax.Array]:
@@ -206,9 +325,7 @@ def _front(features, weights, labels, margin, bias):
     """The checks that the losses and the logits share."""
     features, weights = _checks.features_and_weights(features, weights)
     batch, num_classes = features.shape[0], weights.shape[0]
-    if not isinstance(margin, Margin):
-        raise TypeError(f"margin: expected a Margin such as ms.arcface(0.5), came {type(margin).__name__}.")
-    for leaf in jax.tree.leaves(margin):
+    for leaf in jax.tree.leaves(checked(margin)):
         if jnp.shape(leaf) not in ((), (batch,)):
             raise ValueError(
                 f"margin: expected numbers, or one value per example [B] = ({batch},), came shape {jnp.shape(leaf)}. "

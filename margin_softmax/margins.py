@@ -159,7 +159,7 @@ def plain() -> Margin:
     Example:
       >>> x, w = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[-1.0, 1.0, 0.0], [1.0, -1.0, 0.0]])
       >>> ms.margin_loss(x, w, jnp.array([1]), ms.plain())
-      Array([2.126928], dtype=float32)
+      Array([2.1269], dtype=float32)
     """
     return softmax(Partial(_product), features=as_given, weights=as_given)
 
@@ -433,11 +433,12 @@ def combined(m1: Numeric, m2: Numeric, m3: Numeric, scale: Numeric = 64.0) -> Ma
 def straight_through(margin: Margin) -> Margin:
     """The margin's value with the slope of no margin: what some codebases ship under the margin's name.
 
-        z_y as in `margin`,   dz_y := s d(|.| cos(theta))
+        z as in `margin`,   dz_y := s d(|.| cos(theta)),   dz_j := s d(|.| cos(theta_j))
 
     Several widely used ArcFace and SphereFace implementations compute the margin outside of differentiation, on
     purpose or not; this reproduces them. Against the exact slope `s sin(theta + m)` of ArcFace it is 0.18 times as
-    steep at theta = 0.1 and 1.5 times at theta = 2 (m = 0.5), so learning rates do not carry over.
+    steep at theta = 0.1 and 1.5 times at theta = 2 (m = 0.5), so learning rates do not carry over. Only the features
+    and the weights are detached: numbers of the margin that are learned keep their gradients.
 
     Args:
       margin: any `Margin`.
@@ -460,10 +461,65 @@ def straight_through(margin: Margin) -> Margin:
       >>> float(loss(x, exact)) == float(loss(x, detached))
       True
     """
+    margin = checked(margin)
+    detached = margin._replace(target=Partial(_target_straight_through, margin.target))
+    if getattr(margin.others, "func", None) is not unchanged:  # whose slope is that of no margin as it is
+        detached = detached._replace(others=Partial(_others_straight_through, margin.others))
+    return detached
+
+
+def _target_straight_through(target, own):
+    fixed = jax.lax.stop_gradient(own)
+    return target(fixed) + (own.product - fixed.product)
+
+
+def _others_straight_through(others, products, own, target):
+    fixed = jax.lax.stop_gradient((products, own, target))
+    return others(*fixed) + (products - fixed[0])
+
+
+def focal(margin: Margin, gamma: Numeric = 2.0) -> Margin:
+    """A margin loss that counts easy examples less: each loss times the probability that it still lacks.
+
+        loss = (1 - p)^gamma l,   p = e^{-l},   l the loss of `margin`
+
+    The probability is each example's own. (Some codebases put the mean loss of the batch into the exponent, which
+    only changes the learning rate.)
+
+    Args:
+      margin: any `Margin`.
+      gamma: >= 0; 0 leaves the loss as it is; a number or `[B]`, may be traced.
+
+    Returns:
+      A `Margin`.
+
+    Raises:
+      TypeError: `margin` is not a `Margin`.
+      ValueError: `gamma` is negative.
+
+    References:
+      Lin, Goyal, Girshick, He, Dollar, Focal Loss for Dense Object Detection, ICCV 2017.
+
+    Example:
+      >>> x = jnp.array([[1.0, 0.0]])
+      >>> ms.margin_loss(x, jnp.eye(2), jnp.array([0]), ms.focal(ms.plain(), gamma=2.0))
+      Array([0.0227], dtype=float32)
+    """
+    _checks.number("gamma", gamma, at_least=0.0)
+    margin = checked(margin)
+    return margin._replace(loss=Partial(_focal, margin.loss, gamma=gamma))
+
+
+def _focal(loss, target, total, own, *, gamma):
+    losses = loss(target, total, own)
+    # As u^(1 + gamma) (l / u) with u = 1 - p: neither factor has an infinite slope at l = 0, whatever gamma.
+    lacking = -jnp.expm1(-losses)
+    ratio = jnp.where(lacking > 0, losses / jnp.where(lacking > 0, lacking, 1.0), 1.0)
+    return lacking ** (1.0 + gamma) * ratio
+
+
+def checked(margin: Margin) -> Margin:
+    """`margin` itself, once it is one."""
     if not isinstance(margin, Margin):
         raise TypeError(f"margin: expected a Margin such as ms.arcface(0.5), came {type(margin).__name__}.")
-    return margin._replace(target=Partial(_straight_through, margin.target))
-
-
-def _straight_through(target, own):
-    return own.product + jax.lax.stop_gradient(target(own) - own.product)
+    return margin

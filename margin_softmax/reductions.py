@@ -4,6 +4,7 @@ A `Reduction` is associative: parts of it, taken over blocks of classes or over 
 So nothing of size batch x classes need exist, whatever the loss.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -43,6 +44,11 @@ class LogSumExp(NamedTuple):
     def minus(self, logit: jax.Array) -> jax.Array:
         """`L - z`, of which the sum `L` itself would round away what logits of 1000 leave."""
         return (self.largest - logit) + self.log_sum
+
+    def plus(self, logit: jax.Array) -> "LogSumExp":
+        """With one more logit in the sum."""
+        largest = jax.lax.stop_gradient(jnp.maximum(self.largest, logit))
+        return LogSumExp(largest, jnp.logaddexp((self.largest - largest) + self.log_sum, logit - largest))
 
 
 def log_sum_exp() -> Reduction:
@@ -122,6 +128,31 @@ def _top_one_merge(a, b):
 
 def _top_one_pull(logits, keep, total, cotangent):
     return jnp.where(keep & (logits == total[0][:, None]), cotangent[0][:, None], 0.0)
+
+
+def top_k(k: int) -> Reduction:
+    """The k largest logits `[B, k]`, in falling order, -inf where there are fewer; constants, without a gradient."""
+    return Reduction(Partial(_TopK(k)), Partial(_top_k_merge), Partial(_identity), Partial(_no_pull))
+
+
+@dataclasses.dataclass(frozen=True)
+class _TopK:
+    k: int
+
+    def __call__(self, logits, keep, ids):
+        del ids
+        nothing = jnp.full((*logits.shape[:-1], self.k), -jnp.inf, logits.dtype)
+        logits = jax.lax.stop_gradient(jnp.where(keep, logits, -jnp.inf))
+        return jax.lax.top_k(jnp.concatenate([logits, nothing], axis=-1), self.k)[0]
+
+
+def _top_k_merge(a, b):
+    return jax.lax.top_k(jnp.concatenate([a, b], axis=-1), a.shape[-1])[0]
+
+
+def _no_pull(logits, keep, total, cotangent):
+    del keep, total, cotangent
+    return jnp.zeros_like(logits)
 
 
 def pair(first: Reduction, second: Reduction) -> Reduction:

@@ -1,0 +1,537 @@
+"""Margins that differ from example to example or from class to class: by norm, by chance, by count, or learned.
+
+They only produce the numbers of a target margin. What belongs to a class is a table `[C]`, looked up by the caller:
+`ms.arcface(table[labels])`.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from margin_softmax import _checks, angles
+from margin_softmax._checks import Numeric
+from margin_softmax.margins import Margin, am_softmax, softmax, softmax_loss
+
+
+def magface(
+    scale: Numeric = 64.0,
+    *,
+    norms: tuple[float, float] = (10.0, 110.0),
+    margins: tuple[float, float] = (0.45, 0.8),
+    regularizer: Numeric = 35.0,
+    easy_margin: bool = False,
+    checked: bool = True,
+) -> Margin:
+    """MagFace: the margin grows with the feature's norm, and the loss asks for a larger norm where it is earned.
+
+        z_y = s psi(theta + m(a)),   a = |x| within [l_a, u_a],   m(a) = l_m + (u_m - l_m) (a - l_a) / (u_a - l_a)
+
+        loss = softmax loss + lambda g(a),   g(a) = a / u_a^2 + 1 / a
+
+    The gradient reaches the norm through m and g; outside [l_a, u_a] both are flat, and a norm that starts there does
+    not come back by itself: scale the features into the interval first. The papers' other settings: fine-tuning with
+    norms (1, 51), margins (0.45, 1), regularizer 5.
+
+    Args:
+      scale: s > 0; a number or `[B]`, may be traced.
+      norms: (l_a, u_a), 0 < l_a < u_a.
+      margins: (l_m, u_m) at these norms, in radians, from 0 to pi.
+      regularizer: lambda >= 0, weight of g; may be traced.
+      easy_margin: no margin beyond theta = pi / 2, the default of the authors' code and not in the paper.
+      checked: whether to refuse a regularizer below the authors' bound, at which the best norm no longer grows as
+        the angle falls: `s k u_a^2 l_a^2 / (u_a^2 - l_a^2)`, k the slope of m; 22.6 with the defaults.
+
+    Returns:
+      A `Margin`.
+
+    Raises:
+      ValueError: an argument is out of range, or `regularizer` below the bound.
+
+    References:
+      Meng, Zhao, Huang, Zhou, MagFace: A Universal Representation for Face Recognition and Quality Assessment, CVPR
+      2021.
+
+    Example:
+      >>> x, w, y = jnp.array([[36.0, 48.0]]), jnp.eye(2), jnp.array([1])
+      >>> ms.margin_loss(x, w, y, ms.magface(scale=8.0))
+      Array([3.2605], dtype=float32)
+    """
+    low, high = (_checks.static_number(f"norms[{i}]", norms[i], above=0.0) for i in (0, 1))
+    if not low < high:
+        raise ValueError(f"norms: expected a lower before a higher norm, came {norms!r}.")
+    low_margin, high_margin = (_checks.angle_margin(f"margins[{i}]", margins[i]) for i in (0, 1))
+    _checks.number("scale", scale, above=0.0)
+    _checks.number("regularizer", regularizer, at_least=0.0)
+    slope = (high_margin - low_margin) / (high - low)
+    if checked and not any(map(_checks.is_traced, (scale, regularizer, slope))):
+        bound = float(np.max(np.asarray(scale) * np.asarray(slope))) * high**2 * low**2 / (high**2 - low**2)
+        hint = "It is the authors' bound for this scale, these norms and margins; checked=False does without it."
+        _checks.number("regularizer", regularizer, at_least=bound, hint=hint)
+    target = _easy_margin_from_norm if easy_margin else _margin_from_norm
+    base = softmax(Partial(target, low=low, high=high, margin=low_margin, slope=slope), scale=scale)
+    return base._replace(loss=Partial(_with_norm_loss, low=low, high=high, weight=regularizer))
+
+
+def _margin_from_norm(own, *, low, high, margin, slope):
+    return angles.psi(own.angle + margin + slope * (jnp.clip(own.norm, low, high) - low))
+
+
+def _easy_margin_from_norm(own, *, low, high, margin, slope):
+    with_margin = _margin_from_norm(own, low=low, high=high, margin=margin, slope=slope)
+    return jnp.where(own.product > 0, with_margin, own.product)
+
+
+def _with_norm_loss(target, total, own, *, low, high, weight):
+    norm = jnp.clip(own.norm, low, high)
+    return softmax_loss(target, total, own) + weight * (norm / jnp.square(high) + 1.0 / norm)
+
+
+class AdaFaceState(NamedTuple):
+    """What AdaFace remembers of the features' norms: the start of its authors' code by default.
+
+    Attributes:
+      mean: moving average of the batches' mean norm.
+      deviation: moving average of the batches' standard deviation of the norm.
+    """
+
+    mean: Numeric = 20.0
+    deviation: Numeric = 100.0
+
+
+def adaface(
+    state: AdaFaceState, margin: Numeric = 0.4, scale: Numeric = 64.0, *, h: Numeric = 0.333, clip: bool = False
+) -> Margin:
+    """AdaFace: the feature's norm, taken for the picture's quality, decides between angular and additive margin.
+
+        z_y = s (psi(|theta - m q|) - m - m q),   q = h (|x| - mean) / deviation within [-1, 1], a constant
+
+    At q = -1 (poor) it is ArcFace(m), at 0 CosFace(m), at 1 (good) `cos(theta - m) - 2 m`. As in the paper, below
+    theta = m q the logit falls again toward 0; the authors' code holds the angle at 0 there, with slope 0: `clip`.
+
+    The state is the caller's: `ms.update_adaface(state, features)` in training, before the loss as in the authors'
+    code, and never in evaluation.
+
+    Args:
+      state: `ms.AdaFaceState()` at first.
+      margin: m, from 0 to pi; radians and a cosine at once; a number or `[B]`, may be traced.
+      scale: s > 0; a number or `[B]`, may be traced.
+      h: concentration: how many deviations are 1 / h of the way from 0 to 1.
+      clip: whether the shifted angle stays within [0, pi], as in the authors' code.
+
+    Returns:
+      A `Margin`.
+
+    Raises:
+      TypeError: `state` is no `AdaFaceState`.
+      ValueError: a number is out of range (a margin above pi is taken for degrees).
+
+    References:
+      Kim, Jain, Liu, AdaFace: Quality Adaptive Margin for Face Recognition, CVPR 2022.
+
+    Example:
+      >>> x, w, y = jnp.array([[12.0, 16.0]]), jnp.eye(2), jnp.array([1])
+      >>> ms.margin_logits(x, w, y, ms.adaface(ms.AdaFaceState(), 0.4, scale=10.0))
+      Array([[6., 4.]], dtype=float32)
+    """
+    if not isinstance(state, AdaFaceState):
+        raise TypeError(f"state: expected an AdaFaceState such as ms.AdaFaceState(), came {type(state).__name__}.")
+    _checks.angle_margin("margin", margin)
+    _checks.number("h", h, at_least=0.0)
+    _checks.number("mean", state.mean, at_least=0.0)
+    _checks.number("deviation", state.deviation, at_least=0.0)
+    target = _clipped_quality_margin if clip else _quality_margin
+    return softmax(
+        Partial(target, mean=state.mean, deviation=state.deviation, margin=margin, h=h),
+        scale=_checks.number("scale", scale, above=0.0),
+    )
+
+
+def _quality(own, mean, deviation, h):
+    quality = h * (jnp.clip(own.norm, 1e-3, 100.0) - mean) / (deviation + 1e-3)
+    return jax.lax.stop_gradient(jnp.clip(quality, -1.0, 1.0))
+
+
+def _quality_margin(own, *, mean, deviation, margin, h):
+    shift = margin * _quality(own, mean, deviation, h)
+    return angles.psi(jnp.abs(own.angle - shift)) - (margin + shift)
+
+
+def _clipped_quality_margin(own, *, mean, deviation, margin, h):
+    shift = margin * _quality(own, mean, deviation, h)
+    return jnp.cos(jnp.clip(own.angle - shift, 0.0, math.pi)) - (margin + shift)
+
+
+def elastic_arcface(
+    key: jax.Array,
+    batch: int,
+    margin: Numeric = 0.5,
+    scale: Numeric = 64.0,
+    *,
+    deviation: Numeric = 0.05,
+    angle: jax.Array | None = None,
+) -> Margin:
+    """ElasticFace-Arc: every example draws its own angular margin anew in each step.
+
+        z_y = s psi(theta + E),   E ~ Normal(m, deviation)
+
+    With `angle` it is ElasticFace-Arc+: the largest of the batch's margins goes to the largest angle, and so on, as
+    the paper means it (deviation 0.0175 there). Its code puts a permutation where a rank is needed and so hands out
+    the margins nearly at random; that behaviour is the loss without `angle`.
+
+    Args:
+      key: of `jax.random`; a new one in each step.
+      batch: B, static.
+      margin: mean of E, in radians, from 0 to pi.
+      scale: s > 0; a number or `[B]`, may be traced.
+      deviation: of E, >= 0.
+      angle: of each example from its own class, `[B]`, as `ms.observe(...).angle`; has no gradient.
+
+    Returns:
+      A `Margin`.
+
+    Raises:
+      TypeError: `angle` is not real floating point.
+      ValueError: an argument is out of range (a margin above pi is taken for degrees).
+
+    References:
+      Boutros, Damer, Kirchbuchner, Kuijper, ElasticFace: Elastic Margin Loss for Deep Face Recognition, CVPR
+      workshops 2022.
+
+    Example:
+      >>> x, w, y = jnp.array([[0.6, 0.8]]), jnp.eye(2), jnp.array([1])
+      >>> margin = ms.elastic_arcface(jax.random.key(0), 1, deviation=0.0, scale=10.0)
+      >>> bool(jnp.allclose(ms.margin_loss(x, w, y, margin), ms.margin_loss(x, w, y, ms.arcface(0.5, scale=10.0))))
+      True
+    """
+    _checks.angle_margin("margin", margin)
+    drawn = _drawn(key, batch, margin, deviation, angle)
+    return softmax(Partial(_drawn_angle, drawn=drawn), scale=_checks.number("scale", scale, above=0.0))
+
+
+def elastic_cosface(
+    key: jax.Array,
+    batch: int,
+    margin: Numeric = 0.35,
+    scale: Numeric = 64.0,
+    *,
+    deviation: Numeric = 0.05,
+    angle: jax.Array | None = None,
+) -> Margin:
+    """ElasticFace-Cos: every example draws its own cosine margin anew in each step.
+
+        z_y = s (cos(theta) - E),   E ~ Normal(m, deviation)
+
+    With `angle` it is ElasticFace-Cos+ (deviation 0.02 in the paper); see `ms.elastic_arcface` for how the published
+    code differs.
+
+    Args:
+      key: of `jax.random`; a new one in each step.
+      batch: B, static.
+      margin: mean of E, a difference of cosines, from 0 to 2.
+      scale: s > 0; a number or `[B]`, may be traced.
+      deviation: of E, >= 0.
+      angle: of each example from its own class, `[B]`, as `ms.observe(...).angle`; has no gradient.
+
+    Returns:
+      A `Margin`.
+
+    Raises:
+      TypeError: `angle` is not real floating point.
+      ValueError: an argument is out of range.
+
+    References:
+      Boutros, Damer, Kirchbuchner, Kuijper, ElasticFace: Elastic Margin Loss for Deep Face Recognition, CVPR
+      workshops 2022.
+
+    Example:
+      >>> x, w, y = jnp.array([[0.6, 0.8]]), jnp.eye(2), jnp.array([1])
+      >>> margin = ms.elastic_cosface(jax.random.key(0), 1, deviation=0.0, scale=10.0)
+      >>> bool(jnp.allclose(ms.margin_loss(x, w, y, margin), ms.margin_loss(x, w, y, ms.cosface(scale=10.0))))
+      True
+    """
+    _checks.number("margin", margin, at_least=0.0, at_most=2.0, hint="It is a difference of cosines.")
+    drawn = _drawn(key, batch, margin, deviation, angle)
+    return softmax(Partial(_drawn_cosine, drawn=drawn), scale=_checks.number("scale", scale, above=0.0))
+
+
+def _drawn(key, batch, mean, deviation, angle):
+    batch = int(_checks.static_number("batch", batch, at_least=0, whole=True))
+    _checks.number("deviation", deviation, at_least=0.0)
+    drawn = mean + deviation * jax.random.normal(key, (batch,), jnp.float32)
+    if angle is None:
+        return drawn
+    angle = _checks.real_array("angle", angle)
+    _checks.shape("angle", angle, (batch,), f"[B] = ({batch},)")
+    rank = jnp.argsort(jnp.argsort(jax.lax.stop_gradient(angle)))
+    return jnp.sort(drawn)[rank]
+
+
+def _drawn_angle(own, *, drawn):
+    return angles.psi(own.angle + drawn)
+
+
+def _drawn_cosine(own, *, drawn):
+    return own.product - drawn
+
+
+def adaptive_face(margins: jax.Array, labels: jax.Array, scale: Numeric = 30.0) -> Margin:
+    """AdaptiveFace: an additive cosine margin for every class, learned.
+
+        z_y = s (cos(theta) - m_y)
+
+    `margins` is a parameter of the training: add `ms.adaptive_face_regularizer(margins)` to the loss, without which
+    they fall, and keep them within [0, 1], `jnp.clip`, after each step. (A class without examples in a batch is moved
+    by the regulariser alone.)
+
+    Args:
+      margins: m by class, `[C]`, differences of cosines.
+      labels: own class of each example, `[B]` integers in [0, C).
+      scale: s > 0; a number or `[B]`, may be traced.
+
+    Returns:
+      A `Margin`.
+
+    Raises:
+      TypeError: `margins` are not real floating point, or `labels` no integers.
+      ValueError: a shape or a concrete number is out of range.
+
+    References:
+      Liu, Zhu, Lei, Li, AdaptiveFace: Adaptive Margin and Sampling for Face Recognition, CVPR 2019.
+
+    Example:
+      >>> x, w, y = jnp.array([[0.6, 0.8]]), jnp.eye(2), jnp.array([1])
+      >>> def loss(margins):
+      ...     loss = ms.margin_loss(x, w, y, ms.adaptive_face(margins, y, scale=8.0)).mean()
+      ...     return loss + ms.adaptive_face_regularizer(margins)
+      >>> jax.grad(loss)(jnp.array([0.4, 0.4]))
+      Array([-35.    , -28.3439], dtype=float32)
+    """
+    margins = _checks.real_array("margins", margins)
+    _checks.shape("margins", margins, (None,), "[C]", "One margin per class.")
+    _checks.number("margins", margins, at_least=0.0, at_most=2.0, hint="They are differences of cosines.")
+    labels = _checks.labels_of(labels, jnp.shape(labels)[0] if jnp.ndim(labels) else 0, len(margins))
+    return am_softmax(margins.at[labels].get(mode="clip"), scale)
+
+
+def adaptive_face_regularizer(margins: jax.Array, weight: Numeric = 70.0) -> jax.Array:
+    """What keeps the margins of AdaptiveFace up.
+
+        -weight mean(m_c)
+
+    Args:
+      margins: m by class, `[C]`.
+      weight: lambda >= 0.
+
+    Returns:
+      A scalar.
+
+    Raises:
+      TypeError: `margins` are not real floating point.
+      ValueError: `margins` has another shape, or `weight` is negative.
+
+    References:
+      Liu, Zhu, Lei, Li, AdaptiveFace: Adaptive Margin and Sampling for Face Recognition, CVPR 2019.
+
+    Example:
+      >>> ms.adaptive_face_regularizer(jnp.array([0.25, 0.75]))
+      Array(-35., dtype=float32)
+    """
+    margins = _checks.real_array("margins", margins)
+    _checks.shape("margins", margins, (None,), "[C]", "One margin per class.")
+    return -_checks.number("weight", weight, at_least=0.0) * jnp.mean(margins)
+
+
+def ldam_margins(counts: jax.Array, largest: float = 0.5) -> jax.Array:
+    """Label-distribution-aware margins: rarer classes get larger ones.
+
+        m_c = largest (n_min / n_c)^(1/4)
+
+    The paper's loss is `ms.am_softmax(ms.ldam_margins(counts)[labels], scale=30.0)`; its deferred re-weighting is a
+    weight on the losses, from a late epoch on.
+
+    Args:
+      counts: n_c, examples of each class, `[C]`, >= 1; concrete.
+      largest: margin of the rarest class, a difference of cosines, > 0.
+
+    Returns:
+      m_c, `[C]` float32.
+
+    Raises:
+      TypeError: `counts` are traced.
+      ValueError: a count is below 1, or `largest` out of range.
+
+    References:
+      Cao, Wei, Gaidon, Arechiga, Ma, Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss, NeurIPS
+      2019.
+
+    Example:
+      >>> ms.ldam_margins([1, 16, 81])
+      Array([0.5   , 0.25  , 0.1667], dtype=float32)
+    """
+    _checks.static_number("largest", largest, above=0.0, at_most=2.0)
+    rarity = _counts(counts) ** -0.25
+    return jnp.asarray(largest * rarity / rarity.max(), jnp.float32)
+
+
+def frequency_margins(
+    counts: jax.Array, lowest: float = 0.05, highest: float = 0.5, *, power: float = -0.25
+) -> jax.Array:
+    """Class-wise margins between two bounds, by frequency (dynamic margins): rarer classes get larger ones.
+
+        m_c = lowest + (highest - lowest) (n_c^power - min) / (max - min),   min and max of n_c^power over the classes
+
+    Two of its users: GLDv2's third place of 2020, `ms.arcface(table[labels], scale=80.0)` with three sub-centres, and
+    a retrieval toolbox. Where all counts are equal no class is rare: all margins are the lowest.
+
+    Args:
+      counts: n_c, examples of each class, `[C]`, >= 1; concrete.
+      lowest: margin of the most frequent class, >= 0.
+      highest: margin of the rarest class, >= lowest.
+      power: of the counts, < 0.
+
+    Returns:
+      m_c, `[C]` float32.
+
+    Raises:
+      TypeError: `counts` are traced.
+      ValueError: a count is below 1, or a bound is out of range.
+
+    References:
+      Ha, Liu, Liu, Liao, Google Landmark Recognition 2020 Competition Third Place Solution, 2020.
+
+    Example:
+      >>> ms.frequency_margins([1, 16, 81])
+      Array([0.5   , 0.1625, 0.05  ], dtype=float32)
+    """
+    _checks.static_number("lowest", lowest, at_least=0.0)
+    _checks.static_number("highest", highest, at_least=lowest, at_most=math.pi)
+    _checks.static_number("power", power, at_most=-1e-6)
+    rarity = _counts(counts) ** power
+    spread = rarity.max() - rarity.min()
+    share = (rarity - rarity.min()) / spread if spread > 0 else np.zeros_like(rarity)
+    return jnp.asarray(lowest + (highest - lowest) * share, jnp.float32)
+
+
+def logit_adjustment(counts: jax.Array, tau: float = 1.0) -> jax.Array:
+    """The bias that takes the classes' frequencies out of what is learned.
+
+        b_c = tau log(n_c / sum n)
+
+    It goes to every loss as `bias=ms.logit_adjustment(counts)`; with `ms.plain()` and tau = 1 this is also called
+    balanced softmax. Leave the bias out when classes are predicted.
+
+    Args:
+      counts: n_c, examples of each class, `[C]`, >= 1; concrete.
+      tau: strength, >= 0.
+
+    Returns:
+      b_c, `[C]` float32.
+
+    Raises:
+      TypeError: `counts` are traced.
+      ValueError: a count is below 1, or `tau` is negative.
+
+    References:
+      Menon et al., Long-tail Learning via Logit Adjustment, ICLR 2021.
+
+    Example:
+      >>> ms.logit_adjustment([1, 3])
+      Array([-1.3863, -0.2877], dtype=float32)
+    """
+    _checks.static_number("tau", tau, at_least=0.0)
+    counts = _counts(counts)
+    return jnp.asarray(tau * np.log(counts / counts.sum()), jnp.float32)
+
+
+def kappaface_margins(
+    memory: jax.Array,
+    labels: jax.Array,
+    num_classes: int,
+    *,
+    margin: float = 0.8,
+    temperature: float = 0.4,
+    gamma: float = 0.7,
+    headroom: float = 1.0,
+) -> jax.Array:
+    """KappaFace: larger angular margins for classes that are spread out, or rare.
+
+        m_c = m0 (gamma w_k + (1 - gamma) w_n)
+
+        w_k = 1 - sigmoid(T (kappa_c - mean) / deviation),   kappa_c = r (D - r^2) / (1 - r^2)
+        w_n = (1 + cos(pi n_c / (headroom n_max))) / 2
+
+    `r` is the length of the mean direction of the class's examples, kappa the concentration of a von Mises-Fisher
+    distribution. Compute it once per epoch, from the memory that `ms.update_kappaface` keeps, and train with
+    `ms.arcface(table[labels])`. Order of the weights as in the authors' code, whose headroom is 1.05.
+
+    Args:
+      memory: a direction for every example of the training set, `[N, D]`; zeros for those not seen yet.
+      labels: their classes, `[N]` integers in [0, C).
+      num_classes: C, static.
+      margin: m0, in radians, from 0 to pi.
+      temperature: T > 0.
+      gamma: weight of the concentration, from 0 to 1.
+      headroom: >= 1; at 1 the most frequent class has w_n = 0.
+
+    Returns:
+      m_c, `[C]` float32. Classes without examples have the mean concentration.
+
+    Raises:
+      TypeError: `memory` is not real floating point, or `labels` no integers.
+      ValueError: a shape or a number is out of range.
+
+    References:
+      Oinar, Le, Woo, KappaFace: Adaptive Additive Angular Margin Loss for Deep Face Recognition, IEEE Access 2023.
+
+    Example:
+      >>> memory = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [1.0, 0.0]])
+      >>> ms.kappaface_margins(memory, jnp.array([0, 0, 1, 1]), 2)
+      Array([0.2407, 0.3193], dtype=float32)
+    """
+    memory = _checks.real_array("memory", memory)
+    _checks.shape("memory", memory, (None, None), "[N, D]")
+    num_classes = int(_checks.static_number("num_classes", num_classes, at_least=1, whole=True))
+    labels = _checks.labels_of(labels, memory.shape[0], num_classes)
+    _checks.angle_margin("margin", margin)
+    _checks.number("temperature", temperature, above=0.0)
+    _checks.number("gamma", gamma, at_least=0.0, at_most=1.0)
+    _checks.number("headroom", headroom, at_least=1.0)
+    return _kappaface_margins(memory, labels, margin, temperature, gamma, headroom, num_classes)
+
+
+def _kappaface_margins(memory, labels, margin, temperature, gamma, headroom, num_classes):
+    memory = memory.astype(angles.compute_dtype(memory))
+    dim = memory.shape[1]
+    seen = jnp.any(memory != 0, axis=1)
+    by_class = jnp.where(seen, labels, num_classes)  # what is not seen yet belongs to no class
+    counts = jnp.zeros(num_classes, memory.dtype).at[by_class].add(1.0, mode="drop")
+    sums = jnp.zeros((num_classes, dim), memory.dtype).at[by_class].add(memory, mode="drop")
+    present = counts > 0
+    # A class of one example, or of equal ones, has r = 1 and an infinite concentration: as in the authors' code it
+    # counts as the largest finite one.
+    squared = jnp.minimum(jnp.sum(jnp.square(sums), axis=1) / jnp.square(jnp.maximum(counts, 1.0)), 1.0)
+    finite = present & (squared < 1.0 - 4 * float(jnp.finfo(memory.dtype).eps))
+    kappa = jnp.sqrt(squared) * (dim - squared) / jnp.where(finite, 1.0 - squared, 1.0)
+    kappa = jnp.where(finite, kappa, jnp.max(jnp.where(finite, kappa, 0.0)))
+    number = jnp.maximum(jnp.sum(present.astype(memory.dtype)), 2.0)
+    mean = jnp.sum(jnp.where(present, kappa, 0.0)) / jnp.maximum(jnp.sum(present.astype(memory.dtype)), 1.0)
+    distance = jnp.where(present, kappa - mean, 0.0)
+    deviation = jnp.sqrt(jnp.sum(jnp.square(distance)) / (number - 1.0))
+    standard = distance / jnp.where(deviation > 0, deviation, 1.0)
+    spread_out = 1.0 - jax.nn.sigmoid(temperature * standard)
+    rare = (1.0 + jnp.cos(math.pi * counts / (headroom * jnp.maximum(jnp.max(counts), 1.0)))) / 2
+    return margin * (gamma * spread_out + (1.0 - gamma) * rare)
+
+
+def _counts(counts):
+    if _checks.is_traced(counts):
+        raise TypeError("counts: expected concrete numbers, came traced ones. Make the table once, outside jit.")
+    counts = np.asarray(counts)
+    if counts.ndim != 1 or not counts.size:
+        raise ValueError(f"counts: expected shape [C], came {counts.shape}. One number per class.")
+    _checks.number("counts", counts, at_least=1.0, hint="Every class needs an example, or no frequency is defined.")
+    return counts.astype(np.float64)
