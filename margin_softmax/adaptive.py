@@ -4,6 +4,7 @@ They only produce the numbers of a target margin. What belongs to a class is a t
 `ms.arcface(table[labels])`.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -443,8 +444,8 @@ def logit_adjustment(counts: jax.Array, tau: float = 1.0) -> jax.Array:
       Array([-1.3863, -0.2877], dtype=float32)
     """
     _checks.static_number("tau", tau, at_least=0.0)
-    counts = _counts(counts)
-    return jnp.asarray(tau * np.log(counts / counts.sum()), jnp.float32)
+    numbers = _counts(counts)
+    return jnp.asarray(tau * np.log(numbers / numbers.sum()), jnp.float32)
 
 
 def kappaface_margins(
@@ -500,10 +501,11 @@ def kappaface_margins(
     _checks.number("temperature", temperature, above=0.0)
     _checks.number("gamma", gamma, at_least=0.0, at_most=1.0)
     _checks.number("headroom", headroom, at_least=1.0)
-    return _kappaface_margins(memory, labels, margin, temperature, gamma, headroom, num_classes)
+    return _kappaface_margins(memory, labels, margin, temperature, gamma, headroom, num_classes=num_classes)
 
 
-def _kappaface_margins(memory, labels, margin, temperature, gamma, headroom, num_classes):
+@functools.partial(jax.jit, static_argnames="num_classes")
+def _kappaface_margins(memory, labels, margin, temperature, gamma, headroom, *, num_classes):
     memory = memory.astype(angles.compute_dtype(memory))
     dim = memory.shape[1]
     seen = jnp.any(memory != 0, axis=1)
@@ -527,7 +529,7 @@ def _kappaface_margins(memory, labels, margin, temperature, gamma, headroom, num
     return margin * (gamma * spread_out + (1.0 - gamma) * rare)
 
 
-def _counts(counts):
+def _counts(counts) -> np.ndarray:
     if _checks.is_traced(counts):
         raise TypeError("counts: expected concrete numbers, came traced ones. Make the table once, outside jit.")
     counts = np.asarray(counts)

@@ -126,7 +126,10 @@ def sphereface2_bias(
     own = scale * (2.0 * ((at_own[kind] + 1.0) / 2.0) ** t - 1.0 - shift)
     other = scale * (2.0 * 0.5**t - 1.0 + shift)
     z = balance / ((1.0 - balance) * (num_classes - 1))
-    return math.log(2.0 * z) - other - math.log(1.0 - z + math.sqrt((1.0 - z) ** 2 + 4.0 * z * math.exp(own - other)))
+    root = math.sqrt((1.0 - z) ** 2 + 4.0 * z * math.exp(own - other))
+    if z > 1.0:  # few classes: the difference below cancels, and this is the same number
+        return math.log((z - 1.0 + root) / 2.0) - own
+    return math.log(2.0 * z) - other - math.log(1.0 - z + root)
 
 
 def _of_kind(kind, margin):

@@ -78,18 +78,18 @@ def sphereface_r(
             raise ValueError(
                 f"{name}: has no meaning with feature_norm={feature_norm!r}, came {value!r}. Leave it out."
             )
-    scale = _checks.number("scale", 30.0 if scale is None else scale, above=0.0)
+    radius: Numeric = _checks.number("scale", 30.0 if scale is None else scale, above=0.0)
     targets = (Partial(_multiplied, margin=margin), Partial(_multiplied_to_pi, margin=margin), Partial(_own_product))
     base = softmax(
         targets[version],
-        scale=scale if feature_norm == "hard" else 1.0,
+        scale=radius if feature_norm == "hard" else 1.0,
         features=normalised if feature_norm == "hard" else as_given,
     )
     if version == 2:
         base = base._replace(others=Partial(_divided, margin=margin))
     if feature_norm == "soft":
         pull = _checks.number("pull", 0.01 if pull is None else pull, at_least=0.0)
-        base = base._replace(loss=Partial(_soft_norm_loss, scale=scale, pull=pull))
+        base = base._replace(loss=Partial(_soft_norm_loss, scale=radius, pull=pull))
     return base
 
 

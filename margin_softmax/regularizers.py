@@ -1,5 +1,7 @@
 """Terms beside the loss: on the rows of the classes at hand, and between features and their centres."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -45,6 +47,7 @@ def hyperspherical_energy(
     return _energy(weights, labels, power, angular=angular)
 
 
+@functools.partial(jax.jit, static_argnames="angular")
 def _energy(weights, labels, power, *, angular):
     valid, labels = _checks.in_range(labels, weights.shape[0])
     rows = weights.astype(angles.compute_dtype(weights)).at[labels].get(mode="clip")
@@ -92,7 +95,11 @@ def center_loss(features: jax.Array, centers: jax.Array, labels: jax.Array) -> j
     """
     features, centers = _checks.features_and_weights(features, centers)
     _checks.shape("centers", centers, (None, None), "[C, D]", "One row per class.")
-    labels = _checks.labels_of(labels, features.shape[0], centers.shape[0])
+    return _center_loss(features, centers, _checks.labels_of(labels, features.shape[0], centers.shape[0]))
+
+
+@jax.jit
+def _center_loss(features, centers, labels):
     valid, labels = _checks.in_range(labels, centers.shape[0])
     dtype = angles.compute_dtype(features, centers)
     distance = features.astype(dtype) - centers.astype(dtype).at[labels].get(mode="clip")

@@ -5,6 +5,7 @@ the parameters. Rows that do not count (masked, or of a label that names no clas
 without any. Where a batch is split over devices, `axis_name` joins its parts: sums are added up, a median gathered.
 """
 
+import functools
 import math
 
 import jax
@@ -58,7 +59,11 @@ def update_adaface(
     features = _checks.real_array("features", features)
     _checks.shape("features", features, (None, None), "[B, D]")
     _checks.number("momentum", momentum, at_least=0.0, at_most=1.0)
-    where = _checks.mask_of(where, features.shape[0])
+    return _update_adaface(state, features, momentum, _checks.mask_of(where, features.shape[0]), axis_name=axis_name)
+
+
+@functools.partial(jax.jit, static_argnames="axis_name")
+def _update_adaface(state, features, momentum, where, *, axis_name):
     counted = jnp.ones(features.shape[0], bool) if where is None else where
     features = jnp.where(counted[:, None], features.astype(angles.compute_dtype(features)), 0.0)
     norms = jnp.clip(angles.norm(jax.lax.stop_gradient(features)), 1e-3, 100.0)
@@ -289,7 +294,11 @@ def update_kappaface(
     _checks.shape("features", features, (None, memory.shape[1]), f"[B, {memory.shape[1]}]")
     examples = _checks.indices_of("examples", examples, features.shape[0], memory.shape[0])
     _checks.number("rate", rate, above=0.0, at_most=1.0)
-    where = _checks.mask_of(where, features.shape[0])
+    return _update_kappaface(memory, features, examples, rate, _checks.mask_of(where, features.shape[0]))
+
+
+@jax.jit
+def _update_kappaface(memory, features, examples, rate, where):
     counted, examples = _checks.in_range(examples, memory.shape[0])
     counted = counted if where is None else counted & where
     features = jax.lax.stop_gradient(jnp.where(counted[:, None], features.astype(memory.dtype), 0.0))

@@ -38,7 +38,12 @@ def center_counts(features: jax.Array, weights: jax.Array, labels: jax.Array) ->
       Array([[2, 1],
              [0, 0]], dtype=int32)
     """
-    features, weights, labels = _front(features, weights, labels)
+    features, weights = _checks.features_and_weights(features, _sub_centers(weights))
+    return _center_counts(features, weights, _checks.labels_of(labels, features.shape[0], weights.shape[0]))
+
+
+@jax.jit
+def _center_counts(features, weights, labels):
     valid, labels = _checks.in_range(labels, weights.shape[0])
     dtype = angles.compute_dtype(features, weights)
     own = angles.unit(weights.at[labels].get(mode="clip").astype(dtype))
@@ -111,16 +116,15 @@ def outlier_mask(
     features, centers = _checks.features_and_weights(features, centers)
     _checks.shape("centers", centers, (None, None), "[C, D]", "One row per class: see `ms.dominant_centers`.")
     labels = _checks.labels_of(labels, features.shape[0], centers.shape[0])
-    _checks.angle_margin("largest", largest)
+    return _outlier_mask(features, centers, labels, _checks.angle_margin("largest", largest))
+
+
+@jax.jit
+def _outlier_mask(features, centers, labels, largest):
     valid, labels = _checks.in_range(labels, centers.shape[0])
     dtype = angles.compute_dtype(features, centers)
     own = centers.at[labels].get(mode="clip").astype(dtype)
     return valid & (angles.angle_between(features.astype(dtype), own) <= largest)
-
-
-def _front(features, weights, labels):
-    features, weights = _checks.features_and_weights(features, _sub_centers(weights))
-    return features, weights, _checks.labels_of(labels, features.shape[0], weights.shape[0])
 
 
 def _sub_centers(weights):

@@ -239,6 +239,67 @@ def test_sub_centres_are_the_best_of_each_class(head):
 
 
 @pytest.mark.parametrize("head", SMALL)
+def test_two_labels_share_the_loss(head):
+    """With all the share at one label it is that label's loss; between, a margin at each in its own half."""
+    x, w, y = examples(9, 23, 5, 0.4)
+    other = np.roll(y, 1)
+    share = np.linspace(0.0, 1.0, 9)
+    with jax.enable_x64(True):
+        exact = [
+            oracle.logits_and_gradients(
+                oracle.additive_angle(1.0, 0.5, 0.0, 8.0), x, w, labels, smoothing=0.1, cotangent=weight
+            )
+            for labels, weight in ((y, share), (other, 1 - share))
+        ]
+
+        def total(x, w):
+            losses = ms.mixed_margin_loss(
+                x, w, y, other, share, ms.arcface(0.5, 8.0), head=HEADS[head], label_smoothing=0.1
+            )
+            return losses.sum(), losses
+
+        (_, losses), (x_bar, w_bar) = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(
+            jnp.asarray(x), jnp.asarray(w)
+        )
+    np.testing.assert_allclose(losses, share * exact[0][1] + (1 - share) * exact[1][1], rtol=1e-10)
+    np.testing.assert_allclose(x_bar, exact[0][2] + exact[1][2], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(w_bar, exact[0][3] + exact[1][3], rtol=1e-9, atol=1e-12)
+    narrow = x.astype(np.float32), w.astype(np.float32)
+    np.testing.assert_array_equal(
+        ms.mixed_margin_loss(*narrow, y, other, 1.0, ms.arcface(), head=HEADS[head]),
+        ms.margin_loss(*narrow, y, ms.arcface(), head=HEADS[head]),
+    )
+
+
+def test_shares_are_refused():
+    x, w, y = examples(9, 23, 5, 0.4, dtype=np.float32)
+    with pytest.raises(ValueError, match=r"share: .*1\.5"):
+        ms.mixed_margin_loss(x, w, y, y, 1.5, ms.arcface())
+    with pytest.raises(ValueError, match=r"share: expected a number or one per example \(9,\)"):
+        ms.mixed_margin_loss(x, w, y, y, np.ones(3), ms.arcface())
+
+
+@pytest.mark.parametrize("head", SMALL)
+def test_observing_is_seeing_what_the_margin_sees(head):
+    x, w, y = examples(9, 23, 5, 0.4, feature_norm=3.0, dtype=np.float32)
+    seen = ms.observe(x, w, y, ms.a_softmax(), head=HEADS[head])
+    np.testing.assert_allclose(seen.angle, np.arccos(0.4), rtol=1e-5)
+    np.testing.assert_allclose(seen.norm, np.linalg.norm(x, axis=1), rtol=1e-6)
+    np.testing.assert_allclose(seen.product, 0.4 * seen.norm, rtol=1e-5)
+    np.testing.assert_allclose(seen.length, seen.norm, rtol=1e-6)
+    statistic = ms.observe(x, w, y, ms.intertopk(k=3), head=HEADS[head]).statistic
+    cosines = np.where(np.arange(23)[None] == y[:, None], -2, ms.cosines(x, w))
+    np.testing.assert_allclose(statistic, -np.sort(-cosines, axis=1)[:, :3], rtol=1e-5)
+    gradient = jax.grad(lambda x: ms.observe(x, w, y, ms.plain(), head=HEADS[head]).angle.sum())(jnp.asarray(x))
+    np.testing.assert_array_equal(gradient, 0)
+    with jax.debug_nans(False):
+        wrong = np.where(np.arange(9) < 2, 23, y)
+        where = np.arange(9) != 0
+        seen = ms.observe(x, w, wrong, ms.plain(), head=HEADS[head], where=where)
+        np.testing.assert_array_equal(np.isnan(np.asarray(seen.angle)), np.arange(9) == 1)
+
+
+@pytest.mark.parametrize("head", SMALL)
 def test_nearest_class(head):
     x, w, _ = examples(9, 23, 5, 0.4, dtype=np.float32)
     cosines = ms.cosines(x, w)
