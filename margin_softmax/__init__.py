@@ -9,6 +9,7 @@ from margin_softmax.adaptive import (
     elastic_arcface,
     elastic_cosface,
     frequency_margins,
+    kappaface,
     kappaface_margins,
     ldam_margins,
     logit_adjustment,
@@ -113,6 +114,7 @@ __all__ = [
     "elastic_cosface",
     "adaptive_face",
     "adaptive_face_regularizer",
+    "kappaface",
     # from counts, by class
     "ldam_margins",
     "frequency_margins",

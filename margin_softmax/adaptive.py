@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 
 from margin_softmax import _checks, angles
 from margin_softmax._checks import Numeric
-from margin_softmax.margins import Margin, am_softmax, softmax, softmax_loss
+from margin_softmax.margins import Margin, am_softmax, arcface, softmax, softmax_loss
 
 
 def magface(
@@ -311,11 +311,7 @@ def adaptive_face(margins: jax.Array, labels: jax.Array, scale: Numeric = 30.0) 
       >>> jax.grad(loss)(jnp.array([0.4, 0.4]))
       Array([-35.    , -28.3439], dtype=float32)
     """
-    margins = _checks.real_array("margins", margins)
-    _checks.shape("margins", margins, (None,), "[C]", "One margin per class.")
-    _checks.number("margins", margins, at_least=0.0, at_most=2.0, hint="They are differences of cosines.")
-    labels = _checks.labels_of(labels, jnp.shape(labels)[0] if jnp.ndim(labels) else 0, len(margins))
-    return am_softmax(margins.at[labels].get(mode="clip"), scale)
+    return am_softmax(_of_labels(margins, labels), scale)
 
 
 def adaptive_face_regularizer(margins: jax.Array, weight: Numeric = 70.0) -> jax.Array:
@@ -527,6 +523,45 @@ def _kappaface_margins(memory, labels, margin, temperature, gamma, headroom, *, 
     spread_out = 1.0 - jax.nn.sigmoid(temperature * standard)
     rare = (1.0 + jnp.cos(math.pi * counts / (headroom * jnp.maximum(jnp.max(counts), 1.0)))) / 2
     return margin * (gamma * spread_out + (1.0 - gamma) * rare)
+
+
+def kappaface(margins: jax.Array, labels: jax.Array, scale: Numeric = 64.0) -> Margin:
+    """KappaFace: an additive angular margin for every class, larger for classes that are spread out, or rare.
+
+        z_y = s psi(theta + m_y)
+
+    The table `margins` follows the training from afar: `ms.update_kappaface` remembers a direction for every example,
+    and once per epoch `ms.kappaface_margins` makes the table anew.
+
+    Args:
+      margins: m by class, `[C]`, in radians, from 0 to pi.
+      labels: own class of each example, `[B]` integers in [0, C).
+      scale: s > 0; a number or `[B]`, may be traced.
+
+    Returns:
+      A `Margin`.
+
+    Raises:
+      TypeError: `margins` are not real floating point, or `labels` no integers.
+      ValueError: a shape or a concrete number is out of range (a margin above pi is taken for degrees).
+
+    References:
+      Oinar, Le, Woo, KappaFace: Adaptive Additive Angular Margin Loss for Deep Face Recognition, IEEE Access 2023.
+
+    Example:
+      >>> x, w, y = jnp.array([[0.6, 0.8], [0.8, 0.6]]), jnp.eye(2), jnp.array([1, 0])
+      >>> ms.margin_logits(x, w, y, ms.kappaface(jnp.array([0.5, 0.0]), y, scale=10.0))
+      Array([[6., 8.], [4.1441, 6.]], dtype=float32)
+    """
+    return arcface(_of_labels(margins, labels), scale)
+
+
+def _of_labels(margins, labels):
+    """Of a table by class the number of each example; for a label that names no class any: its loss is NaN."""
+    margins = _checks.real_array("margins", margins)
+    _checks.shape("margins", margins, (None,), "[C]", "One margin per class.")
+    labels = _checks.labels_of(labels, jnp.shape(labels)[0] if jnp.ndim(labels) else 0, len(margins))
+    return margins.at[labels].get(mode="clip")
 
 
 def _counts(counts) -> np.ndarray:

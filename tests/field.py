@@ -339,6 +339,13 @@ def _with_stat(field, seen, labels, numbers):
     return seen._replace(stat=(*sums, *constants)), not_own
 
 
+def logits_of(field, x, w, labels):
+    """Logits [B, C]."""
+    seen, not_own = _with_stat(field, _seen(x, w, labels), labels, field.numbers)
+    own, others = (f(seen, *field.numbers) + 0 * seen.c for f in (field.target, field.others))
+    return field.scale(*field.numbers) * np.real(np.where(not_own, others, own))
+
+
 def losses_of(field, x, w, labels, numbers):
     """Losses [B], in analytic steps of all arguments."""
     seen, not_own = _with_stat(field, _seen(x, w, labels), labels, numbers)

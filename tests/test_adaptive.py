@@ -192,7 +192,7 @@ def test_kappaface_of_equal_classes_is_arcface():
     np.testing.assert_allclose(table, 0.3, rtol=1e-6)
     x, w, y = examples(6, 2, 4, 0.4, dtype=np.float32)
     np.testing.assert_allclose(
-        ms.margin_loss(x, w, y, ms.arcface(table[y], 8.0)), ms.margin_loss(x, w, y, ms.arcface(0.3, 8.0)), rtol=1e-5
+        ms.margin_loss(x, w, y, ms.kappaface(table, y, 8.0)), ms.margin_loss(x, w, y, ms.arcface(0.3, 8.0)), rtol=1e-5
     )
     np.testing.assert_allclose(ms.kappaface_margins(jnp.zeros((4, 3)), labels[:4], 2, gamma=0.6), 0.8, rtol=1)
 

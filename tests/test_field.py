@@ -1,6 +1,7 @@
 """Every loss beyond a target margin against its float64 oracle: in each head, float32 and bfloat16, at every angle."""
 
 import functools
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,8 @@ import numpy as np
 import pytest
 
 import margin_softmax as ms
-from field import FIELD, losses_and_gradients, losses_of
-from table import examples, largest_row_error
+from field import FIELD, logits_of, losses_and_gradients, losses_of
+from table import MARGINS, examples, largest_row_error
 
 HEADS = {"dense": ms.dense(), "keep_some": ms.blockwise(block_size=7, memory=7 * 9 * 8 * 2)}
 QUICKLY = {"xla_backend_optimization_level": 0}
@@ -121,3 +122,26 @@ def test_bfloat16_inputs_are_computed_in_float32(name, head):
         error = np.linalg.norm(np.asarray(ours, np.float64) - theirs, axis=1)
         size = np.linalg.norm(theirs, axis=1)
         assert np.all(error <= 2 * 2.0**-8 * size + 1e-4 * size.max())
+
+
+@pytest.mark.parametrize("name", FIELD)
+def test_logits_are_the_oracles(name):
+    """All of them, the own one included; what is more than logits (a regulariser, one more class) is in the loss."""
+    x, w, y = small(name, 0.4)
+    logits = ms.margin_logits(
+        jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32), y, FIELD[name].margin(*FIELD[name].numbers)
+    )
+    expected = logits_of(FIELD[name], x, w, y)
+    closed = expected < -1e6
+    np.testing.assert_allclose(np.asarray(logits)[~closed], expected[~closed], rtol=2e-5, atol=2e-4)
+    assert np.all(np.asarray(logits)[closed] < -1e6)
+
+
+def test_every_margin_of_the_library_is_held_against_an_oracle():
+    """Here or in table.py; what only makes the numbers of one of those, by its relation to it in test_adaptive.py."""
+    related = {"elastic_arcface", "elastic_cosface", "adaptive_face", "kappaface", "adacos"}
+    functions = {name: getattr(ms, name) for name in ms.__all__ if name[0].islower()}
+    margins = {n for n, f in functions.items() if typing.get_type_hints(f).get("return") is ms.Margin}
+    rows = {*FIELD, *MARGINS}
+    assert {m for m in margins - related if not any(row == m or row.startswith(f"{m}_") for row in rows)} == set()
+    assert related <= margins
