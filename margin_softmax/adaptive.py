@@ -311,6 +311,7 @@ def adaptive_face(margins: jax.Array, labels: jax.Array, scale: Numeric = 30.0) 
       >>> jax.grad(loss)(jnp.array([0.4, 0.4]))
       Array([-35.    , -28.3439], dtype=float32)
     """
+    _checks.number("margins", margins, at_least=0.0, at_most=2.0, hint="They are differences of cosines.")
     return am_softmax(_of_labels(margins, labels), scale)
 
 
@@ -553,6 +554,7 @@ def kappaface(margins: jax.Array, labels: jax.Array, scale: Numeric = 64.0) -> M
       >>> ms.margin_logits(x, w, y, ms.kappaface(jnp.array([0.5, 0.0]), y, scale=10.0))
       Array([[6., 8.], [4.1441, 6.]], dtype=float32)
     """
+    _checks.angle_margin("margins", margins)
     return arcface(_of_labels(margins, labels), scale)
 
 
