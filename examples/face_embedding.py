@@ -3,6 +3,7 @@
     python examples/face_embedding.py
     python examples/face_embedding.py --margin "am_softmax(margin=0.15, scale=16)" --fold 2
     python examples/face_embedding.py --margin "a_softmax(margin=2, blend=blend_schedule(gamma=10))"
+    python examples/face_embedding.py --margin "adaface(margin=0.3, scale=16)"
     python examples/face_embedding.py --data rendered --people 400 --steps 2000 --out large
     python examples/face_embedding.py --out large --data rendered --people 400 --steps 4000 --resume
 
@@ -29,7 +30,8 @@ import margin_softmax as ms
 from face_data import FOLDS, RENDERED_PEOPLE, SOURCES, Faces, UnavailableError, load_faces
 from face_training import BATCH, HEADS, Progress, Run, embed, learning_rate
 from interruption import Interruption
-from margin_expression import margin_at, margin_names
+from margin_expression import margin_names
+from margin_state import trial
 from pair_verification import Verification, pair_cosines, verification
 from training_checkpoints import Checkpoints
 
@@ -172,7 +174,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in --out")
     options = parser.parse_args(arguments)
     try:
-        margin_at(options.margin)
+        trial(options.margin)
     except ValueError as error:
         parser.error(f"argument --margin: {error}")
     if options.steps < 1:
@@ -182,13 +184,38 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+KINDS = {
+    "margins": "the own class, or a loss of another margin",
+    "other_classes": "the other classes too",
+    "one_vs_all": "every class by itself",
+    "adaptive": "by norm, by chance, or learned by class",
+    "scales": "the scale by the number of classes",
+}
+
+
+def margins_by_kind() -> str:
+    """A paragraph for each module of the package that has margins."""
+    modules = {name: getattr(ms, name).__module__.rpartition(".")[2] for name in margin_names()}
+    kinds = {module: [name for name in modules if modules[name] == module] for module in modules.values()}
+    lines = (f"{KINDS.get(module, module)}: {', '.join(names)}" for module, names in kinds.items())
+    return "\n".join(textwrap.fill(line, 110, initial_indent="  ", subsequent_indent="    ") for line in lines)
+
+
 HELP = f"""
 margins:
-  {textwrap.fill(", ".join(margin_names()), 110, subsequent_indent="  ")}
-  The papers' defaults: l_softmax(margin=4), a_softmax(margin=4), am_softmax(margin=0.35, scale=30),
-  cosface(margin=0.35, scale=64), arcface(margin=0.5, scale=64), each for a name without arguments. They are for
-  thousands of classes; with thirty, scales of 10 to 24 and margins of 0.15 to 0.3 do better.
-  A blend may be a schedule over the steps: l_softmax(margin=2, blend=blend_schedule(gamma=10, minimum=20)).
+{margins_by_kind()}
+
+  A name without arguments has its paper's defaults. They are for thousands of classes; with thirty, scales of 10 to 24
+  and margins of 0.15 to 0.3 do better. Leave out what training supplies: key, batch and labels, the number of classes
+  and their counts, what is learned (bias, margins) and what follows training (t, state, memory, threshold).
+
+  arcface(margin=margin_warmup(0.3, 0, 100), scale=16)          a schedule, also blend_schedule() and annealing()
+  am_softmax(margin=ldam_margins(), scale=16)                   by class, also frequency_margins, kappaface_margins
+  adaface(margin=0.3, scale=16)                                 its state as update_adaface() has it
+  adaface(0.3, 16, state=update_adaface(momentum=0.9))          the same with another momentum
+  normface(scale=update_adacos())                               dynamic AdaCos
+  elastic_arcface(margin=0.3, scale=16, angle=observe().angle)  ElasticFace-Arc+
+  interclass_filter(arcface(margin=0.2, scale=16), 0.6)         a margin of a margin
 
 data:
   olivetti   scikit-learn's Olivetti faces, 40 people with ten pictures each, from its cache or its download

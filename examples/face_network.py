@@ -30,9 +30,12 @@ class ResidualBlock(nnx.Module):
 
 
 class FaceNetwork(nnx.Module):
-    """Pictures [B, 32, 32] -> features [B, 128]; `classes` [C, 128] is one weight row per person."""
+    """Pictures [B, 32, 32] -> features [B, 128]; `classes` [C, 128] is one weight row per person.
 
-    def __init__(self, people: int, *, rngs: nnx.Rngs):
+    `margin_state` holds what the loss carries and learns; it stands here to be trained and kept with the rest.
+    """
+
+    def __init__(self, people: int, margin_state: nnx.Module, *, rngs: nnx.Rngs):
         self.stem = nnx.Conv(1, WIDTHS[0], (3, 3), strides=2, use_bias=False, rngs=rngs)
         widths = itertools.pairwise((WIDTHS[0], *WIDTHS))
         self.blocks = nnx.List(ResidualBlock(width_in, width, rngs=rngs) for width_in, width in widths)
@@ -42,6 +45,7 @@ class FaceNetwork(nnx.Module):
         # Batch normalisation of the features themselves, as in ArcFace's network: no scale can run away.
         self.feature_norm = nnx.BatchNorm(FEATURES, rngs=rngs)
         self.classes = nnx.Param(jax.random.normal(rngs.params(), (people, FEATURES)) / jnp.sqrt(FEATURES))
+        self.margin_state = margin_state
 
     def __call__(self, pictures: Array) -> Array:
         x = self.stem(pictures[..., None])

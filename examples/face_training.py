@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax import Array
@@ -14,7 +15,8 @@ import margin_softmax as ms
 from face_augmentation import augment, shrink, standardise
 from face_data import Faces
 from face_network import FaceNetwork
-from margin_expression import margin_at
+from margin_expression import Known, margin_at
+from margin_state import Batch, MarginState, trial
 
 HEADS = {"blockwise": ms.blockwise(), "dense": ms.dense()}
 BATCH = 64
@@ -38,11 +40,13 @@ class Run:
 
     def __init__(self, faces: Faces, margin: str, head: str, seed: int):
         self.pictures, self.labels = shrink(jnp.asarray(faces.pictures)), jnp.asarray(faces.labels)
-        self.margin_at, self.head = margin_at(margin), HEADS[head]
+        self.batch, self.head = min(BATCH, len(faces.labels)), HEADS[head]
+        known = Known(faces.people, self.batch, counts=np.bincount(faces.labels, minlength=faces.people))
+        self.margin_at = margin_at(margin, known)
         start_key, self.key = jax.random.split(jax.random.key(seed))
-        tx = optimiser(decay_classes=not normalises_weights(self.margin_at(0)))
-        self.model, self.optimizer = start(start_key, people=faces.people, tx=tx)
-        self.batch = min(BATCH, len(faces.labels))
+        tx = optimiser(decay_classes=not normalises_weights(trial(margin)))
+        state = MarginState(self.margin_at(0), known)
+        self.model, self.optimizer = start(start_key, state, people=faces.people, tx=tx)
         self.losses: list[float | Array] = []
 
     @property
@@ -51,32 +55,39 @@ class Run:
 
     def advance(self) -> Progress:
         key, margin = jax.random.fold_in(self.key, self.step), self.margin_at(self.step)
+        data = self.pictures, self.labels
         progress = train_step(
-            self.model, self.optimizer, self.pictures, self.labels, margin, key, batch=self.batch, head=self.head
+            self.model, self.optimizer, *data, margin, key, self.step, batch=self.batch, head=self.head
         )
         self.losses.append(progress.loss)
         return progress
 
 
 @functools.partial(nnx.jit, static_argnames=("people", "tx"))
-def start(key: Array, *, people: int, tx: optax.GradientTransformation) -> tuple[FaceNetwork, nnx.Optimizer]:
-    model = FaceNetwork(people, rngs=nnx.Rngs(key))
+def start(
+    key: Array, state: MarginState, *, people: int, tx: optax.GradientTransformation
+) -> tuple[FaceNetwork, nnx.Optimizer]:
+    model = FaceNetwork(people, state, rngs=nnx.Rngs(key))
     return model, nnx.Optimizer(model, tx, wrt=nnx.Param)
 
 
 @functools.partial(nnx.jit, static_argnames=("batch", "head"))
-def train_step(model, optimizer, pictures, labels, margin, key, *, batch, head) -> Progress:
+def train_step(model, optimizer, pictures, all_labels, margin, key, step, *, batch, head) -> Progress:
     batch_key, augment_key = jax.random.split(key)
-    chosen = jax.random.choice(batch_key, len(labels), (batch,), replace=False)
-    pictures, labels = augment(augment_key, pictures[chosen]), labels[chosen]
+    margin_key = jax.random.fold_in(key, 2)  # and not one of three: splitting in three would change the other two
+    chosen = jax.random.choice(batch_key, len(all_labels), (batch,), replace=False)
+    pictures, labels = augment(augment_key, pictures[chosen]), all_labels[chosen]
 
     def mean_loss(model):
-        features = model(pictures)
-        loss = ms.margin_loss(features, model.classes[...], labels, margin, head=head).mean()
-        return loss, progress(features, model.classes[...], labels, loss)
+        features, classes = model(pictures), model.classes[...]
+        shown = Batch(features, classes, labels, chosen, all_labels, step, margin_key, head)
+        complete = model.margin_state.complete(margin, shown)
+        loss = ms.margin_loss(features, classes, labels, complete, head=head).mean() + model.margin_state.penalty()
+        return loss, progress(features, classes, labels, loss)
 
     (_, told), gradients = nnx.value_and_grad(mean_loss, has_aux=True)(model)
     optimizer.update(model, gradients)
+    model.margin_state.bound()
     return told
 
 

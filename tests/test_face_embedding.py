@@ -1,19 +1,23 @@
 """The face-embedding example, run as a person would: train, interrupt, resume, refuse."""
 
+import itertools
 import json
 import signal
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import face_data
 import face_embedding
-import margin_expression
 import margin_softmax as ms
 import pair_verification
 from face_training import Run
+from margin_expression import margin_at, margin_names
+from margin_state import MADE_UP, MarginState, made_up_batch, trial
 from rendered_faces import rendered_faces
+from training_checkpoints import Checkpoints
 
 PEOPLE = ["--data", "rendered", "--people", "8"]
 FIGURES = {"loss.png", "roc.png", "cosines.png", "faces.png"}
@@ -133,30 +137,147 @@ def test_nobody_is_both_trained_on_and_verified(interleaved):
     assert sorted(verified) == list(range(40))
 
 
+@pytest.fixture(scope="module")
+def faces():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return face_data.load_faces("rendered", fold=0, seed=0, people=8)
+
+
+def advanced(run, steps):
+    for _ in range(steps):
+        run.advance()
+    return run
+
+
+def carried(run):
+    return jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(run.model.margin_state)))
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [("adaface(margin=kappaface_margins(margin=0.3), scale=update_adacos())",
+      {"update_adaface", "update_kappaface", "kappaface_margins", "update_adacos"}),
+     ("focal(sphereface2(scale=16))", {"bias"})],
+)  # fmt: skip
+def test_what_a_margin_carries_and_learns_resumes_to_the_same_bits(text, pieces, faces, tmp_path):
+    straight = advanced(Run(faces, text, "blockwise", 0), 4)
+    interrupted = advanced(Run(faces, text, "blockwise", 0), 2)
+    resumed = Run(faces, text, "blockwise", 0)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(2, interrupted.model, interrupted.optimizer, {})
+        checkpoints.restore(2, resumed.model, resumed.optimizer)
+    state = carried(resumed)
+    assert {name for kind in state.values() for name in kind} == pieces
+    jax.tree.map(np.testing.assert_array_equal, state, carried(interrupted))
+
+    resumed.losses = list(interrupted.losses)
+    assert advanced(resumed, 2).losses == straight.losses
+    jax.tree.map(np.testing.assert_array_equal, carried(resumed), carried(straight))
+    assert all(np.any(now != then) for now, then in zip(*map(jax.tree.leaves, (carried(resumed), state)), strict=True))
+
+
+def test_training_moves_what_a_margin_carries_and_evaluation_does_not(faces):
+    run = Run(faces, "normface(scale=update_adacos())", "blockwise", 0)
+    start = carried(run)
+    assert start["carried"]["update_adacos"] == pytest.approx(ms.adacos(faces.people).scale)
+    assert np.isfinite(float(run.advance().loss))
+    trained = carried(run)
+    assert trained != start
+    face_embedding.evaluate(run, faces)
+    assert carried(run) == trained
+
+
+def test_the_table_of_kappaface_is_made_once_per_epoch():
+    at, batch = margin_at("arcface(kappaface_margins())", MADE_UP), made_up_batch(MADE_UP)
+    state = MarginState(at(0), MADE_UP)
+    tables = []
+    for step in (0, 1, 5, 6, 7):  # 21 pictures, four at a time
+        state.complete(at(step), batch._replace(step=step, examples=batch.examples + 2 * step))
+        tables.append(np.asarray(state.carried["kappaface_margins"][...]))
+    assert [bool(np.any(after != before)) for before, after in itertools.pairwise(tables)] == [
+        False,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_adaptive_margins_are_rewarded_and_bounded():
+    state = MarginState(margin_at("adaptive_face(scale=16)", MADE_UP)(0), MADE_UP)
+    state.learned["margins"][...] = np.linspace(-1, 2, 6, dtype=np.float32)
+    state.bound()
+    np.testing.assert_allclose(state.learned["margins"][...], [0, 0, 0.2, 0.8, 1, 1], atol=1e-6)
+    assert float(state.penalty()) == pytest.approx(-35)
+
+
+def test_a_bias_starts_as_its_loss_has_it():
+    for text, start in {
+        "focal(sphereface2(0.3, scale=16, kind='A'))": ms.sphereface2_bias(6, 0.3, 16, kind="A"),
+        "unified_cross_entropy(scale=16)": ms.unified_cross_entropy_bias(6),
+    }.items():
+        state = MarginState(margin_at(text, MADE_UP)(0), MADE_UP)
+        assert float(state.learned["bias"][...]) == pytest.approx(start)
+
+
+# The shortest text of those that have no defaults.
+SPELLINGS = {"temperature": "temperature(2)", "normface": "normface(16)", "combined": "combined(1, 0.3, 0)"}
+SPELLINGS |= {name: f"{name}(arcface)" for name in ("straight_through", "focal", "interclass_filter")}
+
+
+def same_program(text):
+    """Whether a second step, whose numbers are others, would be compiled again."""
+    first, second = (jax.tree.structure(margin_at(text, MADE_UP)(step)) for step in (0, 1))
+    return first == second and hash(first) == hash(second)
+
+
+@pytest.mark.parametrize("name", margin_names())
+def test_every_margin_can_be_written(name):
+    text = SPELLINGS.get(name, f"{name}()")
+    assert isinstance(trial(text), ms.Margin)
+    assert same_program(text)
+
+
 @pytest.mark.parametrize(
     "text",
-    ["plain()", "arcface", "arcface(margin=0.3, scale=16)", "normface(10)", "straight_through(arcface(0.5))",
-     "combined(1, 0.3, 0.2, scale=32)", "a_softmax(margin=4, blend=blend_schedule(gamma=1))"],
+    ["arcface", "combined(1, 0.3, 0.2, scale=32)", "a_softmax(margin=4, blend=annealing('a_softmax_casia'))",
+     "curricularface(0.3, 16)", "adaface(0.3, 16, clip=True, state=update_adaface(momentum=0.9))",
+     "cifp(threshold=0.2)",
+     "cifp(0.2, 16, threshold=cifp_threshold(rate=0.1))", "elastic_cosface(0.3, 16, angle=observe().angle)",
+     "sphereface2(kind='A', margin=margin_warmup(0.3, 0, 100), scale=16)", "unified_cross_entropy(bias=3.5)",
+     "magface(16, norms=(1, 51), margins=(0.2, 0.5), regularizer=5)", "mv_softmax(curricularface(0.3, 16), t=0.3)",
+     "interclass_filter(arcface(frequency_margins(0.1, 0.3), 16), -0.1, to_zero=True)",
+     "sphereface_r(1.3, feature_norm='none', version=2)", "intertopk(ldam_margins(), 16, k=3)"],
 )  # fmt: skip
-def test_every_margin_can_be_written(text):
-    assert isinstance(margin_expression.margin_at(text)(3), ms.Margin)
+def test_what_else_can_be_written(text):
+    assert isinstance(trial(text), ms.Margin)
+    assert same_program(text)
 
 
 def test_a_schedule_in_the_text_follows_the_step():
-    margin_at = margin_expression.margin_at("a_softmax(margin=4, blend=blend_schedule(gamma=1, minimum=0))")
+    at = margin_at("a_softmax(margin=4, blend=blend_schedule(gamma=1, minimum=0))", MADE_UP)
     expected = ms.a_softmax(4, blend=ms.blend_schedule(gamma=1, minimum=0)(9))
-    assert jax.tree.leaves(margin_at(9)) == jax.tree.leaves(expected)
+    assert jax.tree.leaves(at(9)) == jax.tree.leaves(expected)
+
+
+def test_a_table_in_the_text_is_looked_up_by_class():
+    margin = trial("arcface(margin=frequency_margins(0.1, 0.3), scale=16)")
+    np.testing.assert_allclose(jax.tree.leaves(margin)[0], ms.frequency_margins(MADE_UP.counts, 0.1, 0.3)[:4])
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [("arc(0.5)", "'arc' is no margin"), ("arcface(", "not of the form"), ("arcface(m=0.5)", "'m'"),
-     ("3.0", "is not a margin"), ("__import__('os')", "neither a number"), ("arcface(margin=28.6)", "degrees"),
-     ("arcface(margin=[0.5])", "neither a number")],
+     ("3.0", "is not a margin"), ("__import__('os')", "'__import__' is no margin"), ("arcface(margin=28.6)", "degrees"),
+     ("arcface(margin=[0.5])", "neither a number"), ("arcface(margin='0.5')", "real number"),
+     ("arcface(margin=margin_warmup(28.6, 0, 100))", "degrees"), ("ldam_margins()", "is not a margin"),
+     ("normface()", "'scale'"), ("adaface(state=3)", "AdaFaceState"), ("adaptive_face(margins=0.3)", "'margins'"),
+     ("sphereface2(kind='B')", "kind"), ("observe().logits", "neither a number"),
+     ("combined(1, kappaface_margins(), kappaface_margins(gamma=1))", "asked for 2 times"),
+     ("kappaface(margins=0.3)", "margins: ")],
 )  # fmt: skip
 def test_what_is_no_margin_is_refused(text, words):
     with pytest.raises(ValueError, match="(?s).*" + words):
-        margin_expression.margin_at(text)
+        trial(text)
 
 
 def test_verification_agrees_with_scikit_learn():
