@@ -135,8 +135,8 @@ def adaface(
 
     Example:
       >>> x, w, y = jnp.array([[12.0, 16.0]]), jnp.eye(2), jnp.array([1])
-      >>> ms.margin_logits(x, w, y, ms.adaface(ms.AdaFaceState(), 0.4, scale=10.0))
-      Array([[6., 4.]], dtype=float32)
+      >>> ms.margin_logits(x, w, y, ms.adaface(ms.AdaFaceState(), 0.35, scale=10.0))
+      Array([[6. , 4.5]], dtype=float32)
     """
     if not isinstance(state, AdaFaceState):
         raise TypeError(f"state: expected an AdaFaceState such as ms.AdaFaceState(), came {type(state).__name__}.")
@@ -551,8 +551,9 @@ def kappaface(margins: jax.Array, labels: jax.Array, scale: Numeric = 64.0) -> M
 
     Example:
       >>> x, w, y = jnp.array([[0.6, 0.8], [0.8, 0.6]]), jnp.eye(2), jnp.array([1, 0])
-      >>> ms.margin_logits(x, w, y, ms.kappaface(jnp.array([0.5, 0.0]), y, scale=10.0))
-      Array([[6., 8.], [4.1441, 6.]], dtype=float32)
+      >>> ms.margin_logits(x, w, y, ms.kappaface(jnp.array([0.5, 0.2]), y, scale=10.0))
+      Array([[6.    , 6.6485],
+             [4.1441, 6.    ]], dtype=float32)
     """
     _checks.angle_margin("margins", margins)
     return arcface(_of_labels(margins, labels), scale)

@@ -14,6 +14,18 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_nans", True)
 
 
+@pytest.fixture(autouse=True)
+def _compiler(request):
+    """Quick compilation, for most programs here run for an instant; as users have it where a test is `optimised`.
+
+    Those are the tests about digits, about memory, and about what a page shows.
+    """
+    quick = request.node.get_closest_marker("optimised") is None
+    if jax.config.read("jax_disable_most_optimizations") != quick:
+        jax.clear_caches()
+        jax.config.update("jax_disable_most_optimizations", quick)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled_programs():
     """Every compiled program in a cache holds memory maps, of which a process has only so many."""

@@ -10,6 +10,8 @@ import pytest
 import margin_softmax as ms
 from margin_softmax import angles
 
+pytestmark = pytest.mark.optimised
+
 GRID = np.concatenate([10.0 ** np.arange(-6.0, 0.0, 0.5), np.linspace(1.0, 2.0, 5)])
 GRID = np.concatenate([GRID, math.pi - GRID[::-1]])
 ONE = 2.0**-23

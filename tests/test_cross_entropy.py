@@ -14,6 +14,8 @@ import pytest
 
 import margin_softmax as ms
 
+pytestmark = pytest.mark.optimised
+
 B, C = 6, 7
 COTANGENT = np.array([1.0, -0.5, 2.0, 0.0, 3.0, 0.25])
 LABELS = np.array([0, 6, 2, 2, 4, 1], np.int32)

@@ -22,6 +22,8 @@ import pytest
 
 import margin_softmax as ms
 
+pytestmark = pytest.mark.optimised
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
     path.relative_to(ROOT).as_posix(): path

@@ -270,7 +270,7 @@ def test_a_table_in_the_text_is_looked_up_by_class():
      ("3.0", "is not a margin"), ("__import__('os')", "'__import__' is no margin"), ("arcface(margin=28.6)", "degrees"),
      ("arcface(margin=[0.5])", "neither a number"), ("arcface(margin='0.5')", "real number"),
      ("arcface(margin=margin_warmup(28.6, 0, 100))", "degrees"), ("ldam_margins()", "is not a margin"),
-     ("normface()", "'scale'"), ("adaface(state=3)", "AdaFaceState"), ("adaptive_face(margins=0.3)", "'margins'"),
+     ("normface()", "'scale'"), ("adaface(state=3)", "AdaFaceState"), ("adaptive_face(margins=0.3)", "margins: "),
      ("sphereface2(kind='B')", "kind"), ("observe().logits", "neither a number"),
      ("combined(1, kappaface_margins(), kappaface_margins(gamma=1))", "asked for 2 times"),
      ("kappaface(margins=0.3)", "margins: ")],

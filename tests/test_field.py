@@ -13,8 +13,6 @@ from field import FIELD, logits_of, losses_and_gradients, losses_of
 from table import MARGINS, examples, largest_row_error
 
 HEADS = {"dense": ms.dense(), "keep_some": ms.blockwise(block_size=7, memory=7 * 9 * 8 * 2)}
-QUICKLY = {"xla_backend_optimization_level": 0}
-"""For programs of small arrays, which take longer to compile than to run."""
 COTANGENT = np.array([1.0, -0.5, 2.0, 0.0, 3.0, 0.25, 1.0, 1.0, 7.0])
 
 
@@ -32,7 +30,7 @@ def test_float64_equals_the_oracle(name):
     varied = [n * np.linspace(0.96, 1.04, 9) for n in field.numbers]
     with jax.enable_x64(True):
 
-        @functools.partial(jax.jit, compiler_options=QUICKLY)
+        @jax.jit
         def ours(x, w, y, numbers):
             def total(x, w, numbers):
                 losses = ms.margin_loss(x, w, y, field.margin(*numbers), head=HEADS["keep_some"])
@@ -55,6 +53,7 @@ def test_float64_equals_the_oracle(name):
 
 
 @pytest.mark.parametrize("name", FIELD)
+@pytest.mark.optimised
 def test_float32_keeps_its_digits_where_training_goes(name):
     """At s = 64 and 10,000 classes, from the start of training to its end, and at angle 0 and pi.
 
@@ -106,7 +105,7 @@ def test_bfloat16_inputs_are_computed_in_float32(name, head):
     x, w = jnp.asarray(x, jnp.bfloat16), jnp.asarray(w, jnp.bfloat16)
     margin = field.margin(*field.numbers)
 
-    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    @jax.jit
     @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
     def ours(x, w):
         losses = ms.margin_loss(x, w, y, margin, head=HEADS[head])

@@ -248,6 +248,7 @@ def compiled_gradients(head, batch=256, dim=64, classes=100_003):
     return jax.jit(jax.value_and_grad(total, argnums=(0, 1))).lower(*arguments).compile()
 
 
+@pytest.mark.optimised
 def test_the_default_head_holds_no_batch_by_classes_array():
     """Nor copies of the weights or their gradient: what it needs besides is the memory it may keep, and one block."""
     logits, weights = 256 * 100_003, 100_003 * 64 * 4

@@ -1,5 +1,7 @@
 """margin_loss and margin_logits against the float64 oracle, for every margin in every head."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,7 @@ def test_float64_equals_the_oracle(name, head):
 
 @pytest.mark.parametrize("dim", [64, 512])
 @pytest.mark.parametrize("name", MARGINS)
+@pytest.mark.optimised
 def test_float32_keeps_its_digits_where_training_goes(name, dim):
     """From the start of training to its end, s = 64 and 10,000 classes.
 
@@ -65,12 +68,18 @@ def test_float32_keeps_its_digits_where_training_goes(name, dim):
     added to the early bound, for class rows only; 95 in 100 of them keep the bound itself.
     """
     row = MARGINS[name]
-    for cosine in (-0.3, 0.1, 0.3, 0.7, 0.9, 0.99):
+
+    @functools.partial(jax.jit, static_argnames="head")
+    def of(x, w, y, head):
+        losses, x_bar, w_bar, _ = value_and_gradients(x, w, y, row.margin, head)
+        return losses, x_bar, w_bar
+
+    for cosine in (-0.3, 0.1, 0.3, 0.7, 0.9, 0.99) if dim == 64 else (0.3, 0.99):
         x, w, y = examples(16, 10_000, dim, cosine, feature_norm=row.feature_norm, dtype=np.float32)
         _, losses, x_bar, w_bar, _ = oracle.logits_and_gradients(row.oracle, x, w, y)
         bound = 5e-6 if cosine <= 0.3 else 2e-5
         for head in ("dense", "blockwise"):
-            ours, ours_x_bar, ours_w_bar, _ = value_and_gradients(x, w, y, row.margin, HEADS[head])
+            ours, ours_x_bar, ours_w_bar = of(x, w, y, HEADS[head])
             assert ours.dtype == ours_x_bar.dtype == ours_w_bar.dtype == jnp.float32
             assert np.max(np.abs(ours - losses) / losses) <= bound
             assert largest_row_error(ours_x_bar, x_bar) <= bound
@@ -78,6 +87,7 @@ def test_float32_keeps_its_digits_where_training_goes(name, dim):
             assert largest_row_error(ours_w_bar, w_bar, quantile=0.95) <= bound
 
 
+@pytest.mark.optimised
 def test_the_usual_formulation_does_not_meet_the_bound():
     """Full log-sum-exp and autodiff in float32 lose the digits of 1 - p: the test above can fail."""
     row = MARGINS["cosface"]

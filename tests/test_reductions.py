@@ -7,6 +7,8 @@ import pytest
 
 from margin_softmax import reductions
 
+pytestmark = pytest.mark.optimised
+
 REDUCTIONS = {
     "log_sum_exp": (reductions.log_sum_exp(), lambda z: np.log(np.sum(np.exp(z)))),
     "sum_of_softplus": (reductions.sum_of(jax.nn.softplus), lambda z: np.sum(np.log1p(np.exp(z)))),
