@@ -120,7 +120,7 @@ def _call(name: str, args: list[Any], given: dict[str, Any], known: Known, step:
             return Later(name, arguments)
         arguments |= {argument: _supply(argument, known) for argument in supplied} | written
         waits = any(isinstance(value, Later) for value in arguments.values())
-        value = Later(name, arguments) if waits else function(**arguments)
+        value: Any = Later(name, arguments) if waits else function(**arguments)
     except TypeError as error:
         raise ValueError(f"{name}: {error}") from error
     if name in SCHEDULES:

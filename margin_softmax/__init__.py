@@ -60,6 +60,7 @@ from margin_softmax.reductions import Reduction
 from margin_softmax.regularizers import center_loss, hyperspherical_energy
 from margin_softmax.scales import adacos, suggest_scale
 from margin_softmax.schedules import annealing, blend_schedule, margin_warmup
+from margin_softmax.sharded import sharded
 from margin_softmax.states import (
     cifp_threshold,
     update_adacos,
@@ -142,6 +143,7 @@ __all__ = [
     "Reduction",
     "dense",
     "blockwise",
+    "sharded",
     # losses
     "margin_loss",
     "mixed_margin_loss",

@@ -217,8 +217,8 @@ def hashable(name: str, value: Any) -> Any:
 
 
 def head(value: Any) -> Any:
-    """A head is any hashable value that can `own` and `others`; `ms.dense` itself, not called, is none."""
-    if not (hasattr(value, "own") and hasattr(value, "others")):
+    """A head is any hashable value with the methods of `Head`; `ms.dense` itself, not called, is none."""
+    if not all(hasattr(value, method) for method in ("num_classes", "place", "own", "others")):
         came = getattr(value, "__name__", type(value).__name__)
         raise TypeError(f"head: expected a head such as ms.blockwise() or ms.dense(), came {came}. Is it called?")
     return hashable("head", value)

@@ -36,7 +36,15 @@ class Classes(NamedTuple):
 
 
 class Head(Protocol):
-    """A map-reduce over class rows; any frozen, hashable value with these two methods."""
+    """A map-reduce over class rows; any frozen, hashable value with these four methods."""
+
+    def num_classes(self, weights: jax.Array) -> int:
+        """C: of all classes, also where `weights` are a part of them."""
+        ...
+
+    def place(self, tree: Tree) -> Tree:
+        """What belongs to the examples, `[B, ...]` each, where the head wants it."""
+        ...
 
     def own(self, function: Callable[[Any, Classes], Tree], rows: Any, classes: Classes, labels: jax.Array) -> Tree:
         """`function(rows, classes[labels])`; labels lie in [0, C), every leaf of the result is `[B]`."""
@@ -52,8 +60,18 @@ class Head(Protocol):
         ...
 
 
+class _OneDevice:
+    """A head that has all classes before it, and takes the examples where they are."""
+
+    def num_classes(self, weights):
+        return weights.shape[0]
+
+    def place(self, tree):
+        return tree
+
+
 @dataclasses.dataclass(frozen=True)
-class Dense:
+class Dense(_OneDevice):
     """All `[B, C]` logits at once, in plain JAX; see `dense`."""
 
     precision: Any = None
@@ -89,7 +107,7 @@ def dense() -> Dense:
 
 
 @dataclasses.dataclass(frozen=True)
-class Blockwise:
+class Blockwise(_OneDevice):
     """One block of classes after the other; see `blockwise`."""
 
     block_size: int | None = None
@@ -100,12 +118,13 @@ class Blockwise:
         return function(rows, take(classes, labels, jax.tree.leaves(rows)[0].dtype))
 
     def others(self, reduction, logits, rows, classes, labels):
-        plan = self.plan(rows.features.shape[0], classes.weights.shape[:-1], rows.features.dtype.itemsize)
-        return _blockwise(plan, logits, reduction, rows, classes, labels)
+        return _blockwise(self.plan(rows, classes), logits, reduction, rows, classes, labels)
 
-    def plan(self, batch: int, classes: tuple[int, ...], itemsize: int) -> "Plan":
-        """Block size and number of kept blocks for a batch and C, or (C, K), class rows."""
-        num_classes, per_class = classes[0], max(batch, 1) * int(np.prod(classes[1:], dtype=int))
+    def plan(self, rows: Rows, classes: Classes) -> "Plan":
+        """Block size and number of kept blocks for these examples and class rows."""
+        batch, itemsize = rows.features.shape[0], rows.features.dtype.itemsize
+        num_classes, *centres = classes.weights.shape[:-1]
+        per_class = max(batch, 1) * int(np.prod(centres, dtype=int))
         if self.block_size is None:
             # Blocks of one size that overlap as little as a multiple of 16 allows: what they share is computed twice.
             blocks = -(-num_classes // max(128, BLOCK_PRODUCTS // per_class))
@@ -226,15 +245,22 @@ def _write(classes: Classes, block: Classes, start) -> Classes:
     return jax.tree.map(write, classes, block)
 
 
+class Shard(NamedTuple):
+    """Which of all classes are before a device: those from the id `first` on, and what reaches `end` is padding."""
+
+    first: jax.Array | int
+    end: int
+
+
 class _Block(NamedTuple):
     classes: Classes
     keep: jax.Array
     ids: jax.Array
 
 
-def _block(plan: Plan, rows: Rows, classes: Classes, labels: jax.Array, start, first) -> _Block:
-    ids = start + jnp.arange(plan.size, dtype=jnp.int32)
-    keep = (ids >= first)[None] & (ids[None] != labels[:, None])
+def _block(plan: Plan, rows: Rows, classes: Classes, labels: jax.Array, shard: Shard, start, own) -> _Block:
+    ids = shard.first + start + jnp.arange(plan.size, dtype=jnp.int32)
+    keep = ((ids >= shard.first + own) & (ids < shard.end))[None] & (ids[None] != labels[:, None])
     block = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, plan.size), classes)
     return _Block(_as_dtype(block, rows.features.dtype), keep, ids)
 
@@ -256,27 +282,48 @@ def _blockwise(plan: Plan, logits: Logits, reduction: Reduction, rows: Rows, cla
 
 
 def _blockwise_fwd(plan, logits, reduction, rows, classes, labels):
+    shard = Shard(0, classes.weights.shape[0])
+    part, kept = forward(plan, logits, reduction, rows, classes, labels, shard)
+    total = reduction.total(part)
+    return total, (reduction, rows, classes, labels, total, kept)
+
+
+def forward(plan: Plan, logits: Logits, reduction: Reduction, rows: Rows, classes: Classes, labels, shard: Shard):
+    """The part of a shard's classes, block by block, and the products that are kept."""
+
     def step(part, where, keep_products):
-        block = _block(plan, rows, classes, labels, *where)
+        block = _block(plan, rows, classes, labels, shard, *where)
         p = products(rows.features, block.classes.weights, plan.precision)
         z = logits(p, columns(rows.given), block.classes)
         return reduction.merge(part, reduction.of(z, block.keep, block.ids)), p if keep_products else None
 
     nothing = jnp.zeros((rows.features.shape[0], 1), rows.features.dtype)
-    part = reduction.of(nothing, nothing > 0, jnp.zeros(1, jnp.int32))
+    part = _as_unlike(reduction.of(nothing, nothing > 0, jnp.zeros(1, jnp.int32)), (rows, classes, shard.first))
     starts = _blocks(plan, classes.weights.shape[0])
     part, kept = _scan(functools.partial(step, keep_products=True), part, [s[: plan.kept] for s in starts])
     part, _ = _scan(functools.partial(step, keep_products=False), part, [s[plan.kept :] for s in starts])
-    total = reduction.total(part)
-    return total, (reduction, rows, classes, labels, total, kept)
+    return part, kept
 
 
 def _blockwise_bwd(plan, logits, residuals, total_bar):
     reduction, rows, classes, labels, total, kept = residuals
+    shard = Shard(0, classes.weights.shape[0])
+    bars = backward(plan, logits, reduction, rows, classes, labels, shard, total, kept, total_bar)
+    # A reduction is a constant by contract, and labels are integers.
+    return jax.tree.map(jnp.zeros_like, reduction), *bars, None
+
+
+def backward(plan: Plan, logits, reduction, rows, classes, labels, shard: Shard, total, kept, total_bar):
+    """Cotangents of rows and of a shard's classes, from the cotangent of the total over all classes.
+
+    Inside a `shard_map` they are each device's own share, of which the caller makes the sum: block by block, as
+    differentiation would do it, that would be a collective for each.
+    """
+    rows, classes, total_bar = _as_unlike((rows, classes, total_bar), (rows, classes, shard.first, total_bar))
 
     def step(bars, xs):
         where, p = xs
-        block = _block(plan, rows, classes, labels, *where)
+        block = _block(plan, rows, classes, labels, shard, *where)
         if p is None:
             p = products(rows.features, block.classes.weights, plan.precision)
         z, pull = jax.vjp(lambda p, given, classes: logits(p, columns(given), classes), p, rows.given, block.classes)
@@ -287,12 +334,27 @@ def _blockwise_bwd(plan, logits, residuals, total_bar):
         rows_bar = jax.tree.map(jnp.add, rows_bar, Rows(features_bar, given_bar))
         return (rows_bar, _write(classes_bar, block_bar, where[0])), None
 
-    bars = jax.tree.map(jnp.zeros_like, (rows, classes))
+    bars = _as_unlike(jax.tree.map(jnp.zeros_like, (rows, classes)), (rows, classes))
     starts = _blocks(plan, classes.weights.shape[0])
     bars, _ = _scan(step, bars, ([s[: plan.kept] for s in starts], kept))
     bars, _ = _scan(step, bars, ([s[plan.kept :] for s in starts], None))
-    # A reduction is a constant by contract, and labels are integers.
-    return jax.tree.map(jnp.zeros_like, reduction), *bars, None
+    return bars
+
+
+def _as_unlike(carry: Tree, to: Tree) -> Tree:
+    """Inside a `shard_map`, what a loop carries must differ from device to device wherever what joins it does."""
+    axes = {axis for leaf in jax.tree.leaves(to) for axis in varying(leaf)}
+
+    def cast(leaf):
+        missing = tuple(sorted(axes - varying(leaf)))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(cast, carry)
+
+
+def varying(array) -> set[str]:
+    """The axes of the surrounding `shard_map` along which an array differs from device to device."""
+    return set(jax.typeof(array).manual_axis_type.varying)
 
 
 _blockwise.defvjp(_blockwise_fwd, _blockwise_bwd)

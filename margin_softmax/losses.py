@@ -83,16 +83,18 @@ def margin_loss(
       >>> ms.margin_loss(x, jnp.eye(5, 3), jnp.array([0, 1]), ms.arcface(0.5, scale=16.0))
       Array([1.7955e-05, 1.2290e-04], dtype=float32)
     """
-    features, weights, labels, margin, bias = _front(features, weights, labels, margin, bias)
+    head = _checks.head(head)
+    features, weights, labels, margin, bias = _front(features, weights, labels, margin, bias, head)
     where = _checks.mask_of(where, labels.shape[0])
     label_smoothing = _checks.smoothing_of(label_smoothing)
-    head = _checks.head(head)
     return _margin_loss(features, weights, labels, margin, bias, label_smoothing, where, head=head)
 
 
 @functools.partial(jax.jit, static_argnames="head")
 def _margin_loss(features, weights, labels, margin, bias, label_smoothing, where, *, head):
-    valid, labels = _checks.in_range(labels, weights.shape[0])
+    features, labels, margin, where = head.place((features, labels, margin, where))
+    num_classes = head.num_classes(weights)
+    valid, labels = _checks.in_range(labels, num_classes)
     counted = valid if where is None else valid & where
     example = _examples(margin, features, weights, counted)
     classes = Classes(weights, bias)
@@ -108,7 +110,7 @@ def _margin_loss(features, weights, labels, margin, bias, label_smoothing, where
         losses = margin.loss(target_logit, total, own)
     else:
         total, others_sum = total
-        mean = (target_logit + others_sum) / weights.shape[0]
+        mean = (target_logit + others_sum) / num_classes
         epsilon = jnp.asarray(label_smoothing, target.dtype)
         losses = margin.loss(target_logit, total, own) + epsilon * (target_logit - mean)
     return _checks.only_counted(losses, valid, where)
@@ -147,7 +149,7 @@ def margin_logits(
       >>> ms.margin_logits(jnp.array([[3.0, 4.0]]), jnp.eye(2), jnp.array([1]), ms.cosface(0.25, scale=8.0))
       Array([[4.8, 4.4]], dtype=float32)
     """
-    return _margin_logits(*_front(features, weights, labels, margin, bias))
+    return _margin_logits(*_front(features, weights, labels, margin, bias, heads.dense()))
 
 
 @jax.jit
@@ -203,14 +205,16 @@ def observe(
 
 def observed(features, weights, labels, margin, *, head, where=None) -> tuple[Own, jax.Array]:
     """`observe`, and which rows count."""
-    features, weights, labels, margin, _ = _front(features, weights, labels, margin, None)
+    head = _checks.head(head)
+    features, weights, labels, margin, _ = _front(features, weights, labels, margin, None, head)
     where = _checks.mask_of(where, labels.shape[0])
-    return jax.lax.stop_gradient(_observed(features, weights, labels, margin, where, head=_checks.head(head)))
+    return jax.lax.stop_gradient(_observed(features, weights, labels, margin, where, head=head))
 
 
 @functools.partial(jax.jit, static_argnames="head")
 def _observed(features, weights, labels, margin, where, *, head):
-    valid, labels = _checks.in_range(labels, weights.shape[0])
+    features, labels, margin, where = head.place((features, labels, margin, where))
+    valid, labels = _checks.in_range(labels, head.num_classes(weights))
     counted = valid if where is None else valid & where
     example = _examples(margin, features, weights, counted)
     own, _, _ = _own(head, example, Classes(weights), labels)
@@ -314,6 +318,7 @@ def nearest_class(
 
 @functools.partial(jax.jit, static_argnames="head")
 def _nearest_class(features, weights, *, head):
+    features = head.place(features)
     directions = angles.unit(features.astype(angles.compute_dtype(features, weights)))
     no_label = jnp.full(features.shape[0], -1, jnp.int32)
     rows, classes = jax.lax.stop_gradient((Rows(directions), Classes(weights)))
@@ -321,7 +326,7 @@ def _nearest_class(features, weights, *, head):
     return index, head.own(_own_cosine, directions, Classes(weights), index)
 
 
-def _front(features, weights, labels, margin, bias):
+def _front(features, weights, labels, margin, bias, head):
     """The checks that the losses and the logits share."""
     features, weights = _checks.features_and_weights(features, weights)
     batch, num_classes = features.shape[0], weights.shape[0]
@@ -331,7 +336,7 @@ def _front(features, weights, labels, margin, bias):
                 f"margin: expected numbers, or one value per example [B] = ({batch},), came shape {jnp.shape(leaf)}. "
                 "Of a table by class, pass `table[labels]`."
             )
-    labels = _checks.labels_of(labels, batch, num_classes)
+    labels = _checks.labels_of(labels, batch, head.num_classes(weights))
     return features, weights, labels, margin, _checks.bias_of(bias, num_classes)
 
 

@@ -188,6 +188,7 @@ FIELD = {
         scale=lambda m, s, alpha, sigma: s,
         steep=2.0,
     ),
+    # Hard classes have slope t s, and one rounding more.
     "npcface": Field(
         lambda s, m, m0, m1, t, a: ms.npcface(s, margin=m, m0=m0, m1=m1, t=t, a=a),
         (64.0, 0.5, 0.4, 0.2, 1.1, 0.2),
@@ -198,6 +199,7 @@ FIELD = {
             np.where(v.c.real > _cos_plus(v.own, m).real, v.c, 0),
             np.where(v.c.real > _cos_plus(v.own, m).real, 1.0, 0),
         ),
+        steep=1.2,
     ),
     "cifp": Field(
         lambda threshold, m, s: ms.cifp(threshold, m, s),
@@ -219,14 +221,14 @@ FIELD = {
         scale=lambda m, s, penalty: s,
         constants=_kth(5),
     ),
-    # The slope of the others is gamma [c_j + m]_+ for cosines up to 0.6 here.
+    # The slope of the others is gamma [c_j + m]_+ for cosines up to 0.75.
     "circle": Field(
         lambda m, s: ms.circle(m, s),
         (0.25, 256.0),
         lambda v, m, s: fixed(np.maximum((1 + m - v.own).real, 0)) * (v.own - (1 - m)),
         lambda v, m, s: fixed(np.maximum((v.c + m).real, 0)) * (v.c - m),
         scale=lambda m, s: s,
-        steep=3.5,
+        steep=4.0,
     ),
     "virtual_softmax": Field(
         lambda: ms.virtual_softmax(),

@@ -1,5 +1,6 @@
-"""Heads: the seam with margins, what a compiled program holds, and every transformation of JAX."""
+"""Heads: losses of every kind in them, what a compiled program holds, and every transformation of JAX."""
 
+import functools
 import re
 
 import chex
@@ -10,7 +11,7 @@ import pytest
 
 import margin_softmax as ms
 import oracle
-from seam import SEAM
+from field import FIELD, losses_and_gradients
 from table import examples, largest_row_error
 
 HEADS = {
@@ -24,64 +25,38 @@ HEADS = {
 COTANGENT = np.array([1.0, -0.5, 2.0, 0.0, 3.0, 0.25])
 
 
-def seam_examples(centres):
-    """Six examples of 17 classes, some of them hard, so that every branch of the seam's losses is taken."""
-    x, w, y = examples(6, 17, 4, 0.6)
-    x[0] *= 1.7
-    random = np.random.default_rng(5)
-    weights = random.normal(size=(17, centres, 4))
-    weights[:, 0] = w
-    return x, weights, y
+@pytest.mark.parametrize("head", ["dense", "recompute", "keep_some"])
+@pytest.mark.parametrize("name", ["curricularface", "sphereface2", "npcface", "magface"])
+def test_sub_centres_and_smoothing_meet_losses_of_every_kind(name, head):
+    """Others that need the target, another reduction, a statistic, a norm: of every class the best centre counts.
 
-
-@pytest.mark.parametrize("centres", [1, 3])
-@pytest.mark.parametrize("head", ["dense", "blockwise", "keep_some"])
-@pytest.mark.parametrize("name", SEAM)
-def test_losses_beyond_a_target_margin_are_exact(name, head, centres):
-    margin, exact, numbers = SEAM[name]
-    x, weights, y = seam_examples(centres)
+    For each example alone that is the loss over those centres; smoothing is a second reduction in the same pass.
+    """
+    field = FIELD[name]
+    x, w, y = examples(6, 17, 4, 0.6, feature_norm=field.feature_norm)
+    centres = np.random.default_rng(5).normal(size=(17, 3, 4))
+    centres[:, 0] = w
+    a = x / np.linalg.norm(x, axis=1, keepdims=True)
+    best = np.einsum("bd,ckd->bck", a, centres / np.linalg.norm(centres, axis=2, keepdims=True)).argmax(axis=2)
     with jax.enable_x64(True):
+        arguments = (jnp.asarray(x), jnp.asarray(centres), jnp.asarray(y), field.margin(*field.numbers))
 
-        def total(x, weights, numbers):
-            weights = weights if centres > 1 else weights[:, 0]
-            losses = ms.margin_loss(x, weights, y, margin(tuple(numbers)), head=HEADS[head])
-            return jnp.sum(jnp.asarray(COTANGENT) * losses), losses
+        @jax.jit
+        @functools.partial(jax.value_and_grad, has_aux=True)
+        def ours(x):
+            losses = ms.margin_loss(x, *arguments[1:], head=HEADS[head])
+            smooth = ms.margin_loss(x, *arguments[1:], head=HEADS[head], label_smoothing=0.1)
+            return losses.sum(), (losses, smooth)
 
-        arguments = (x, weights, np.asarray(numbers))
-        (_, losses), gradients = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(
-            *(jnp.asarray(a) for a in arguments)
-        )
-    np.testing.assert_allclose(losses, exact(x, weights, y, numbers), rtol=1e-10)
-    for i, gradient in enumerate(gradients):
-
-        def of_one(changed, i=i):
-            x, weights, numbers = (changed if i == j else argument for j, argument in enumerate(arguments))
-            return np.sum(COTANGENT * exact(x, weights, y, numbers))
-
-        expected = oracle.complex_step(of_one, arguments[i])
-        np.testing.assert_allclose(gradient, expected, rtol=1e-10, atol=1e-10 * np.abs(expected).max())
-
-
-@pytest.mark.parametrize("name", SEAM)
-def test_the_seam_examples_take_every_branch(name):
-    _, exact, numbers = SEAM[name]
-    x, weights, y = seam_examples(3)
-    without = exact(x, weights, y, (numbers[0], 0.0))
-    assert np.all(np.abs(exact(x, weights, y, numbers) - without) > 1e-6) or name == "others_need_the_target"
-    assert np.any(np.abs(exact(x, weights, y, numbers) - without) > 1e-6)
-
-
-def test_sub_centres_and_smoothing_meet_every_seam_loss():
-    """Label smoothing is a second reduction in the same pass, whatever the first one is."""
-    x, weights, y = seam_examples(3)
-    with jax.enable_x64(True):
-        for margin, _, numbers in SEAM.values():
-            arguments = (jnp.asarray(x), jnp.asarray(weights), y, margin(numbers))
-            z = ms.margin_logits(*arguments)
-            plain = ms.margin_loss(*arguments, head=HEADS["recompute"])
-            smooth = ms.margin_loss(*arguments, head=HEADS["recompute"], label_smoothing=0.1)
-            own = jnp.take_along_axis(z, jnp.asarray(y)[:, None], axis=1)[:, 0]
-            np.testing.assert_allclose(smooth, plain + 0.1 * (own - z.mean(axis=1)), rtol=1e-10)
+        (_, (losses, smooth)), x_bar = ours(arguments[0])
+        z = np.asarray(ms.margin_logits(*arguments))
+    for i in range(6):
+        chosen, one = centres[np.arange(17), best[i]], slice(i, i + 1)
+        loss, gradient, *_ = losses_and_gradients(field, x[one], chosen, y[one])
+        np.testing.assert_allclose(losses[i], loss[0], rtol=1e-10)
+        np.testing.assert_allclose(x_bar[i], gradient[0], rtol=1e-9, atol=1e-9 * np.abs(gradient).max())
+    mean_distance = z[np.arange(6), y] - z.mean(axis=1)
+    np.testing.assert_allclose(np.asarray(smooth), np.asarray(losses) + 0.1 * mean_distance, rtol=1e-10)
 
 
 @pytest.mark.parametrize(
