@@ -320,6 +320,9 @@ def adaptive_face_regularizer(margins: jax.Array, weight: Numeric = 70.0) -> jax
 
         -weight mean(m_c)
 
+    Beside the mean loss of a batch, a class of average size pulls its margin down by at most s / C, and this pushes it
+    up by weight / C: with a weight above s, as the default is for most s, margins go on rising to their bound.
+
     Args:
       margins: m by class, `[C]`.
       weight: lambda >= 0.

@@ -228,7 +228,7 @@ def cifp_threshold(
       >>> float(ms.cifp_threshold(x, w, y, rate=0.5))
       0.6000000238418579
     """
-    batch, num_classes = jnp.shape(features)[0], jnp.shape(weights)[0]
+    batch, num_classes = jnp.shape(features)[0], _checks.head(head).num_classes(jnp.asarray(weights))
     if rate is not None:
         _checks.static_number("rate", rate, above=0.0, at_most=1.0)
     rate = 1.0 / max(num_classes - 1, 1) if rate is None else float(rate)

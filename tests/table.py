@@ -1,5 +1,6 @@
 """The table of margins that the tests run over: each with its oracle, and the norms at which its logits reach 64."""
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +43,13 @@ MARGINS = {
 
 def examples(batch, classes, dim, cosine, *, seed=0, feature_norm=1.0, dtype=np.float64):
     """Features at a given cosine from their own class, class rows of unlike lengths up to 1, labels with a repeat."""
+    own, across, lengths, weights, labels = _drawn(batch, classes, dim, seed)
+    features = (cosine * own + np.sqrt(1 - cosine**2) * across) * (feature_norm * lengths)
+    return features.astype(dtype), weights.astype(dtype), labels.astype(np.int32)
+
+
+@functools.cache  # a test goes through many cosines
+def _drawn(batch, classes, dim, seed):
     random = np.random.default_rng(seed)
     weights = random.normal(size=(classes, dim))
     weights /= np.linalg.norm(weights, axis=1, keepdims=True)
@@ -51,10 +59,8 @@ def examples(batch, classes, dim, cosine, *, seed=0, feature_norm=1.0, dtype=np.
     across = random.normal(size=(batch, dim))
     across -= np.sum(across * own, axis=1, keepdims=True) * own
     across /= np.linalg.norm(across, axis=1, keepdims=True)
-    features = cosine * own + np.sqrt(1 - cosine**2) * across
-    features *= feature_norm * random.uniform(0.8, 1.0, size=(batch, 1))
-    weights *= random.uniform(0.5, 1.0, size=(classes, 1))
-    return features.astype(dtype), weights.astype(dtype), labels.astype(np.int32)
+    lengths = random.uniform(0.8, 1.0, size=(batch, 1))
+    return own, across, lengths, weights * random.uniform(0.5, 1.0, size=(classes, 1)), labels
 
 
 def largest_row_error(gradient, exact, quantile=1.0):

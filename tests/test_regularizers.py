@@ -31,6 +31,13 @@ def test_energy_and_its_gradient(power, angular):
     np.testing.assert_allclose(gradient, exact, rtol=1e-10, atol=1e-12)
 
 
+def test_energy_needs_the_batch_squared_and_no_more():
+    """Not times D: at 512 examples of 512 dimensions that would be 512 MiB."""
+    energy = jax.jit(jax.value_and_grad(ms.hyperspherical_energy))
+    shapes = jax.ShapeDtypeStruct((1000, 512), jnp.float32), jax.ShapeDtypeStruct((512,), jnp.int32)
+    assert energy.lower(*shapes).compile().memory_analysis().temp_size_in_bytes < 32 * 2**20
+
+
 def test_energy_where_there_is_no_pair():
     """One class, none, or two of one direction: nothing to part, and no NaN."""
     w = jnp.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
