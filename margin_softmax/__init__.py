@@ -58,6 +58,7 @@ from margin_softmax.other_classes import (
 )
 from margin_softmax.reductions import Reduction
 from margin_softmax.regularizers import center_loss, hyperspherical_energy
+from margin_softmax.sampling import Sample, sample_classes
 from margin_softmax.scales import adacos, suggest_scale
 from margin_softmax.schedules import annealing, blend_schedule, margin_warmup
 from margin_softmax.sharded import sharded
@@ -144,6 +145,9 @@ __all__ = [
     "dense",
     "blockwise",
     "sharded",
+    # some of the classes
+    "sample_classes",
+    "Sample",
     # losses
     "margin_loss",
     "mixed_margin_loss",

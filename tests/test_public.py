@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "cross_entropy": {"_checks", "angles", "reductions"},
     "regularizers": {"_checks", "angles"},
     "sub_centers": {"_checks", "angles"},
+    "sampling": {"_checks"},
     "losses": {"_checks", "angles", "reductions", "heads", "margins"},
     "states": {"_checks", "angles", "reductions", "heads", "losses", "margins", "adaptive"},
 }
