@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 import margin_softmax as ms
 import oracle
 from field import FIELD, losses_and_gradients
-from table import MARGINS, examples
+from table import MARGINS, examples, largest_row_error
 
 COTANGENT = np.array([1.0, -0.5, 2.0, 0.0, 3.0, 0.25, 1.0, 1.0])
 
@@ -55,6 +55,28 @@ def test_every_margin_is_the_oracles(name):
             losses, *bars, _ = losses_and_gradients(row, x, w, y, cotangent=COTANGENT)
     (_, our_losses), our_bars = ours
     assert_equal((our_losses, our_bars), (losses, bars))
+
+
+@pytest.mark.optimised
+@pytest.mark.parametrize("name", ["arcface", "l_softmax_2"])
+def test_float32_keeps_its_digits(name):
+    """The bounds of test_losses.py, on four devices; the last has padding."""
+    row, head = MARGINS[name], ms.sharded("classes", mesh=mesh_of((4,)))
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1))
+    def of(x, w, y):
+        return ms.margin_loss(x, w, y, row.margin, head=head).sum()
+
+    for cosine in (0.3, 0.9):
+        x, w, y = examples(16, 9_999, 64, cosine, feature_norm=row.feature_norm, dtype=np.float32)
+        _, losses, x_bar, w_bar, _ = oracle.logits_and_gradients(row.oracle, x, w, y)
+        bound = 5e-6 if cosine <= 0.3 else 2e-5
+        total, (ours_x_bar, ours_w_bar) = of(x, w, y)
+        np.testing.assert_allclose(total, losses.sum(), rtol=bound)
+        assert largest_row_error(ours_x_bar, x_bar) <= bound
+        assert largest_row_error(ours_w_bar, w_bar) <= (bound + 64 * 2.0**-23 if cosine <= 0.3 else bound)
+        assert largest_row_error(ours_w_bar, w_bar, quantile=0.95) <= bound
 
 
 @pytest.mark.parametrize("devices", [1, 2, 8])
