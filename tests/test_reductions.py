@@ -14,6 +14,7 @@ REDUCTIONS = {
     "sum_of_softplus": (reductions.sum_of(jax.nn.softplus), lambda z: np.sum(np.log1p(np.exp(z)))),
     "linear_sum": (reductions.linear_sum(), np.sum),
     "top_one": (reductions.top_one(), lambda z: (np.max(z), np.argmax(z)) if len(z) else (-np.inf, 0)),
+    "top_k": (reductions.top_k(3), lambda z: [np.sort(np.append(z, [-np.inf] * 3))[::-1][:3]]),
     "pair": (
         reductions.pair(reductions.log_sum_exp(), reductions.linear_sum()),
         lambda z: (np.log(np.sum(np.exp(z))), np.sum(z)),
@@ -60,7 +61,7 @@ def test_pull_is_the_derivative_of_the_total(name):
     logits, keep = logits_and_mask()
     with jax.enable_x64(True):
         total, vjp = jax.vjp(lambda z: reduction.total(reduction.of(z, keep, IDS)), jnp.asarray(logits))
-        cotangent = jax.tree.map(lambda t: jnp.linspace(-1.0, 2.0, t.size, dtype=t.dtype), total)
+        cotangent = jax.tree.map(lambda t: jnp.linspace(-1.0, 2.0, t.size, dtype=t.dtype).reshape(t.shape), total)
         pulled = reduction.pull(jnp.asarray(logits), jnp.asarray(keep), total, cotangent)
         np.testing.assert_allclose(pulled, vjp(cotangent)[0], rtol=1e-12)
         assert np.all(np.asarray(pulled)[~keep] == 0)
@@ -91,6 +92,26 @@ def test_a_nan_stays_visible():
     with jax.debug_nans(False):
         parts = [reduction.of(jnp.array([[v]]), jnp.ones((1, 1), bool), jnp.array([0])) for v in (1.0, jnp.nan, 2.0)]
         assert np.isnan(reduction.merge(reduction.merge(parts[0], parts[1]), parts[2])[0][0])
+
+
+def test_one_more_logit_in_the_sum():
+    """Also in the sum over no classes; with its gradient, through `log_sum` alone as the pull wants it."""
+    reduction = reductions.log_sum_exp()
+    logits, keep = logits_and_mask()
+    more = np.array([-3.0, 900.0, 0.5, 2.0])
+    with jax.enable_x64(True), np.errstate(divide="ignore"):
+        total = reduction.total(reduction.of(jnp.asarray(logits), jnp.asarray(keep), IDS))
+        sums = np.log(np.sum(np.where(keep, np.exp(logits), 0), axis=1))
+        with_more = total.plus(jnp.asarray(more))
+        np.testing.assert_allclose(with_more.largest + with_more.log_sum, np.logaddexp(sums, more), rtol=1e-12)
+
+        def distance(log_sum, more):
+            return total._replace(log_sum=log_sum).plus(more).minus(jnp.zeros(4)).sum()
+
+        by_sum, by_more = jax.grad(distance, argnums=(0, 1))(total.log_sum, jnp.asarray(more))
+        p = np.exp(more - np.logaddexp(sums, more))
+        np.testing.assert_allclose(by_sum, 1 - p, rtol=1e-10, atol=1e-15)
+        np.testing.assert_allclose(by_more, p, rtol=1e-10)
 
 
 def test_huge_and_closed_logits_need_no_care():
