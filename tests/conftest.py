@@ -15,13 +15,13 @@ jax.config.update("jax_debug_nans", True)
 jax.config.update("jax_num_cpu_devices", 8)
 
 
-@pytest.fixture(autouse=True)
-def _compiler(request):
+@pytest.hookimpl(tryfirst=True)  # before the fixtures of a module, some of which compile
+def pytest_runtest_setup(item):
     """Quick compilation, for most programs here run for an instant; as users have it where a test is `optimised`.
 
     Those are the tests about digits, about memory, and about what a page shows.
     """
-    quick = request.node.get_closest_marker("optimised") is None
+    quick = item.get_closest_marker("optimised") is None
     if jax.config.read("jax_disable_most_optimizations") != quick:
         jax.clear_caches()
         jax.config.update("jax_disable_most_optimizations", quick)

@@ -79,17 +79,19 @@ def test_float32_keeps_its_digits(name):
         assert largest_row_error(ours_w_bar, w_bar, quantile=0.95) <= bound
 
 
-@pytest.mark.parametrize("devices", [1, 2, 8])
-@pytest.mark.parametrize("classes", [8, 23])
+@pytest.mark.parametrize(("devices", "classes"), [(1, 23), (2, 23), (8, 8), (8, 23)])
 def test_any_number_of_devices(devices, classes):
     """One class per device among them, and shards without a positive: all labels are 0 or the last."""
     x, w, _ = examples(8, classes, 5, 0.4)
     y = np.where(np.arange(8) < 4, 0, classes - 1).astype(np.int32)
     with jax.enable_x64(True):
         head = ms.sharded("classes", mesh=mesh_of((devices,)))
-        arrays = [jnp.asarray(a) for a in (x, w, y)]
-        for margin in (ms.arcface(0.5, 8.0), ms.npcface(8.0)):
-            assert_equal(value_and_gradients(head, margin, *arrays), value_and_gradients(ms.dense(), margin, *arrays))
+        (_, losses), (x_bar, w_bar, _) = value_and_gradients(
+            head, ms.npcface(8.0), *(jnp.asarray(a) for a in (x, w, y))
+        )
+    numbers = (8.0, *FIELD["npcface"].numbers[1:])
+    exact = losses_and_gradients(FIELD["npcface"], x, w, y, cotangent=COTANGENT, numbers=numbers)
+    assert_equal((losses, x_bar, w_bar), exact[:3])
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
