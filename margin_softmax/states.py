@@ -231,9 +231,9 @@ def cifp_threshold(
     batch, num_classes = jnp.shape(features)[0], _checks.head(head).num_classes(jnp.asarray(weights))
     if rate is not None:
         _checks.static_number("rate", rate, above=0.0, at_most=1.0)
-    rate = 1.0 / max(num_classes - 1, 1) if rate is None else float(rate)
+    share: float = 1.0 / max(num_classes - 1, 1) if rate is None else rate
     devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-    kept = max(min(math.ceil(rate * batch * devices * (num_classes - 1)), num_classes - 1), 1)
+    kept = max(min(math.ceil(share * batch * devices * (num_classes - 1)), num_classes - 1), 1)
     statistic = reductions.pair(reductions.top_k(kept), reductions.sum_of(_closed))
     margin = normface(1.0)._replace(statistic=Statistic(Partial(_no_nearer_than_own), statistic))
     own, counted = losses.observed(features, weights, labels, margin, head=head, where=where)
@@ -243,7 +243,7 @@ def cifp_threshold(
         cosines = jax.lax.all_gather(cosines, axis_name, tiled=True)
     count = _sum(jnp.ones_like(nearer), counted, axis_name)
     pairs = count * (num_classes - 1) - _sum(nearer, counted, axis_name)
-    place = jnp.clip(jnp.ceil(rate * pairs).astype(jnp.int32) - 1, 0, cosines.size - 1)
+    place = jnp.clip(jnp.ceil(share * pairs).astype(jnp.int32) - 1, 0, cosines.size - 1)
     found = -jnp.sort(-cosines)[place]
     return jax.lax.stop_gradient(jnp.where((count >= 1) & (found > -jnp.inf), found, 1.0))
 
