@@ -242,8 +242,9 @@ def cifp_threshold(
     if axis_name is not None:
         cosines = jax.lax.all_gather(cosines, axis_name, tiled=True)
     count = _sum(jnp.ones_like(nearer), counted, axis_name)
-    pairs = count * (num_classes - 1) - _sum(nearer, counted, axis_name)
-    place = jnp.clip(jnp.ceil(share * pairs).astype(jnp.int32) - 1, 0, cosines.size - 1)
+    wanted = (share * (num_classes - 1)) * count - share * _sum(nearer, counted, axis_name)
+    # A whole number that rounding has lifted is still that number.
+    place = jnp.clip(jnp.ceil(wanted - 1e-4).astype(jnp.int32) - 1, 0, cosines.size - 1)
     found = -jnp.sort(-cosines)[place]
     return jax.lax.stop_gradient(jnp.where((count >= 1) & (found > -jnp.inf), found, 1.0))
 
