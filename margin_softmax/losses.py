@@ -269,6 +269,10 @@ def mixed_margin_loss(
       Array([0.7506], dtype=float32)
     """
     _checks.number("share", share, at_least=0.0, at_most=1.0)
+    if jnp.shape(share) not in ((), jnp.shape(labels)):
+        raise ValueError(
+            f"share: expected a number or one per example {jnp.shape(labels)}, came shape {jnp.shape(share)}."
+        )
     loss = functools.partial(
         margin_loss,
         features,
@@ -280,8 +284,6 @@ def mixed_margin_loss(
         where=where,
     )
     first, second = loss(labels), loss(other_labels)
-    if jnp.shape(share) not in ((), first.shape):
-        raise ValueError(f"share: expected a number or one per example {first.shape}, came shape {jnp.shape(share)}.")
     share = jnp.asarray(share).astype(first.dtype)
     return share * first + (1.0 - share) * second
 
