@@ -216,6 +216,19 @@ def hashable(name: str, value: Any) -> Any:
     return value
 
 
+def precision(value: Any) -> Any:
+    """Of matrix products, as `jax.lax.dot_general` takes it."""
+    one = np.zeros((1, 1), np.float32)
+    try:
+        jax.eval_shape(lambda: jax.lax.dot_general(one, one, (((1,), (1,)), ((), ())), precision=value))
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"precision: expected what jax.lax.dot_general takes, such as 'default', 'highest' or 'BF16_BF16_F32', "
+            f"came {value!r}."
+        ) from None
+    return hashable("precision", value)
+
+
 def head(value: Any) -> Any:
     """A head is any hashable value with the methods of `Head`; `ms.dense` itself, not called, is none."""
     if not all(hasattr(value, method) for method in ("num_classes", "place", "own", "others")):

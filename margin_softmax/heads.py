@@ -18,7 +18,20 @@ from margin_softmax import _checks
 from margin_softmax.reductions import Reduction
 
 Tree = Any
-Logits = Callable[[jax.Array, Tree, Tree], jax.Array]
+
+
+class Logits(NamedTuple):
+    """What becomes of a block of classes; each a function of its arguments alone.
+
+    Attributes:
+      rows: weights `[n, D]` (or `[n, K, D]`), `rows.given` with leaves `[B, 1]` -> the right factor of the products, of
+        the weights' shape; row by row. What is given says how, and gets no gradient from it.
+      of: products `[B, n]` (or `[B, n, K]`), `rows.given` with leaves `[B, 1]`, bias `[n]` or None -> logits `[B, n]`;
+        elementwise.
+    """
+
+    rows: Callable[[jax.Array, Tree], jax.Array]
+    of: Callable[[jax.Array, Tree, jax.Array | None], jax.Array]
 
 
 class Rows(NamedTuple):
@@ -29,7 +42,7 @@ class Rows(NamedTuple):
 
 
 class Classes(NamedTuple):
-    """What a head has of each class: the right factor `[C, D]` or `[C, K, D]`, and an optional bias `[C]`."""
+    """What a head has of each class: weights `[C, D]` or `[C, K, D]`, and an optional bias `[C]`."""
 
     weights: jax.Array
     bias: jax.Array | None = None
@@ -51,12 +64,7 @@ class Head(Protocol):
         ...
 
     def others(self, reduction: Reduction, logits: Logits, rows: Rows, classes: Classes, labels: jax.Array) -> Tree:
-        """The reduction's total of `logits` over the classes j != label.
-
-        `logits` maps products `[B, n]` (or `[B, n, K]`), `rows.given` with leaves `[B, 1]`, and the classes of a
-        block to logits `[B, n]`; elementwise, and a function of its arguments alone. A label outside [0, C)
-        excludes no class.
-        """
+        """The reduction's total of `logits` over the classes j != label; a label outside [0, C) excludes none."""
         ...
 
 
@@ -85,8 +93,9 @@ class Dense(_OneDevice):
 
     def logits(self, logits: Logits, rows: Rows, classes: Classes) -> jax.Array:
         """Logits of all classes `[B, C]`."""
-        classes = _as_dtype(classes, rows.features.dtype)
-        return logits(products(rows.features, classes.weights, self.precision), columns(rows.given), classes)
+        weights, bias = _as_dtype(classes, rows.features.dtype)
+        given = columns(rows.given)
+        return logits.of(products(rows.features, logits.rows(weights, given), self.precision), given, bias)
 
 
 def dense() -> Dense:
@@ -118,6 +127,7 @@ class Blockwise(_OneDevice):
         return function(rows, take(classes, labels, jax.tree.leaves(rows)[0].dtype))
 
     def others(self, reduction, logits, rows, classes, labels):
+        rows = only_used(logits, rows, classes)
         return _blockwise(self.plan(rows, classes), logits, reduction, rows, classes, labels)
 
     def plan(self, rows: Rows, classes: Classes) -> "Plan":
@@ -125,18 +135,31 @@ class Blockwise(_OneDevice):
         batch, itemsize = rows.features.shape[0], rows.features.dtype.itemsize
         num_classes, *centres = classes.weights.shape[:-1]
         per_class = max(batch, 1) * int(np.prod(centres, dtype=int))
-        if self.block_size is None:
-            # Blocks of one size that overlap as little as a multiple of 16 allows: what they share is computed twice.
-            blocks = -(-num_classes // max(128, BLOCK_PRODUCTS // per_class))
-            size = -(-num_classes // (16 * blocks)) * 16
-        else:
-            size = self.block_size
-        size = min(size, num_classes)
-        return Plan(size, int(self.memory // (size * per_class * itemsize)), self.precision)
+        size = min(self.block_size or _block_size(num_classes, per_class), num_classes)
+        kept = int(self.memory // (size * per_class * itemsize))
+        return Plan(size, kept, self.precision, self.block_size is None and num_classes <= FEW_BLOCKS * size)
 
 
-BLOCK_PRODUCTS = 2**20
-"""Products in one block: 4 MiB of float32, which stay in a cache between the passes over them."""
+def _block_size(num_classes: int, per_class: int) -> int:
+    """Blocks of one size that overlap as little as may be: what they share is computed twice.
+
+    An odd multiple of 16: rows of a power of two of numbers would compete for the same lines of a cache, which made a
+    loss with its gradients up to 1.3 times slower.
+    """
+    products = BLOCK_PRODUCTS_ON_CPU if jax.default_backend() == "cpu" else BLOCK_PRODUCTS
+    blocks = -(-num_classes // max(128, products // per_class))
+    sixteens = -(-num_classes // (16 * blocks))
+    return 16 * (sixteens + 1 - sixteens % 2)
+
+
+BLOCK_PRODUCTS_ON_CPU = 2**19
+"""Products in one block: 2 MiB of float32, which stay in a cache between the passes over them (measured)."""
+
+BLOCK_PRODUCTS = 2**25
+"""Elsewhere: 128 MiB, so that each product takes longer than it takes to start one (reckoned, not measured)."""
+
+FEW_BLOCKS = 8
+"""As many blocks are written out one after the other: a loop would copy what it keeps and what it makes."""
 
 
 def blockwise(block_size: int | None = None, memory: int = 64 * 2**20, precision: Any = None) -> Blockwise:
@@ -156,8 +179,7 @@ def blockwise(block_size: int | None = None, memory: int = 64 * 2**20, precision
       A head.
 
     Raises:
-      TypeError: `precision` is not hashable.
-      ValueError: `block_size` is not a whole number >= 1, or `memory` is negative.
+      ValueError: `block_size` is not a whole number >= 1, `memory` is negative, or `precision` is none of JAX's.
 
     Example:
       >>> x, w, y = jnp.ones((2, 3)), jnp.eye(5, 3), jnp.array([0, 4])
@@ -167,43 +189,41 @@ def blockwise(block_size: int | None = None, memory: int = 64 * 2**20, precision
     if block_size is not None:
         block_size = int(_checks.static_number("block_size", block_size, at_least=1, whole=True))
     memory = int(_checks.static_number("memory", memory, at_least=0, whole=True, hint="It counts bytes."))
-    return Blockwise(block_size, memory, _checks.hashable("precision", precision))
+    return Blockwise(block_size, memory, _checks.precision(precision))
 
 
-SUMMED_APART = 4
+SUMMED_APART = 2
 
 
 def products(features: jax.Array, weights: jax.Array, precision: Any = None) -> jax.Array:
     """Inner products `[B, C]` or `[B, C, K]`."""
-    # A matrix product may add up its terms one after the other, each sum rounded. Adding up four parts of them apart
-    # halves that error, which a logit has 64 times, for about 15 % of the time of a loss with its gradients on CPU.
+    contracted = (1,), (weights.ndim - 1,)
+    if precision is not None:
+        return _dot(features, weights, contracted, precision)
+    # A matrix product may add up its terms one after the other, each sum rounded. Adding up two halves of them apart
+    # takes a third of that error, which a logit has 64 times, for about 5 % of the time of a loss with its gradients.
     bounds = np.linspace(0, features.shape[1], SUMMED_APART + 1, dtype=int)
     parts = [(features[:, i:j], weights[..., i:j]) for i, j in itertools.pairwise(bounds) if i < j or not bounds[-1]]
-    contracted = (((1,), (weights.ndim - 1,)), ((), ()))
-    return functools.reduce(
-        jnp.add, [jax.lax.dot_general(x, w, contracted, precision=_precise(precision)) for x, w in parts]
-    )
+    return functools.reduce(jnp.add, [_dot(x, w, contracted, precision) for x, w in parts])
 
 
 def _products_transpose(products_bar, features, weights, precision):
     """Cotangents of both factors of `products`, from the cotangent of the products."""
-    axes = tuple(range(1, products_bar.ndim))
-    features_bar = jax.lax.dot_general(
-        products_bar, weights, ((axes, tuple(range(weights.ndim - 1))), ((), ())), precision=_precise(precision)
-    )
-    weights_bar = jax.lax.dot_general(products_bar, features, (((0,), (0,)), ((), ())), precision=_precise(precision))
-    return features_bar, weights_bar
+    classes = tuple(range(1, products_bar.ndim)), tuple(range(weights.ndim - 1))
+    return _dot(products_bar, weights, classes, precision), _dot(products_bar, features, ((0,), (0,)), precision)
 
 
-def _precise(precision):
-    return jax.lax.Precision.HIGHEST if precision is None else precision
+def _dot(a, b, contracted, precision):
+    precision = jax.lax.Precision.HIGHEST if precision is None else precision
+    return jax.lax.dot_general(a, b, (contracted, ((), ())), precision=precision)
 
 
 def take(classes: Classes, labels: jax.Array, dtype) -> Classes:
     """The rows `classes[labels]` as `dtype`, for labels in [0, C)."""
     # Examples of one class take its row from the first of them. So their gradients add up in `dtype`, however narrow
     # the weights are, and no two of them meet in the scatter over classes, whose order accelerators do not fix.
-    first = jnp.argmax(labels[:, None] == labels[None], axis=1) if labels.size else labels
+    places = jnp.arange(labels.size, dtype=labels.dtype)
+    first = jnp.min(jnp.where(labels[:, None] == labels[None], places[None], labels.size), axis=1, initial=labels.size)
 
     def rows(leaf):
         return leaf.at[labels].get(mode="clip").astype(dtype).at[first].get(mode="clip")
@@ -216,16 +236,38 @@ def columns(tree: Tree) -> Tree:
     return jax.tree.map(lambda leaf: leaf[:, None], tree)
 
 
+def only_used(logits: Logits, rows: Rows, classes: Classes) -> Rows:
+    """Rows without what is given of them and not looked at, None instead.
+
+    Nothing is then computed from its cotangent, which would be an array of zeros.
+    """
+    leaves, structure = jax.tree.flatten(rows.given)
+    batch, dtype = rows.features.shape[0], rows.features.dtype
+
+    def look(leaves, products, class_rows, bias):
+        given = jax.tree.unflatten(structure, leaves)
+        return logits.of(products, given, bias), logits.rows(class_rows, given)
+
+    one_class, bias = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), dtype), classes)
+    products = jax.ShapeDtypeStruct((batch, *one_class.shape[:-1]), dtype)
+    given = [jax.ShapeDtypeStruct((batch, 1, *leaf.shape[1:]), leaf.dtype) for leaf in leaves]
+    jaxpr = jax.make_jaxpr(look)(given, products, one_class, bias).jaxpr
+    seen = {id(var) for equation in jaxpr.eqns for var in equation.invars} | {id(var) for var in jaxpr.outvars}
+    used = jax.tree.unflatten(structure, [id(var) in seen for var in jaxpr.invars[: len(leaves)]])
+    return rows._replace(given=jax.tree.map(lambda leaf, used: leaf if used else None, rows.given, used))
+
+
 def _as_dtype(tree: Tree, dtype) -> Tree:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
 
 
 class Plan(NamedTuple):
-    """How a blockwise pass runs: classes in a block, blocks whose products are kept, precision."""
+    """How a blockwise pass runs: classes in a block, blocks whose products are kept, precision, loop or none."""
 
     size: int
     kept: int
     precision: Any
+    unrolled: bool
 
 
 def _blocks(plan: Plan, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -265,15 +307,15 @@ def _block(plan: Plan, rows: Rows, classes: Classes, labels: jax.Array, shard: S
     return _Block(_as_dtype(block, rows.features.dtype), keep, ids)
 
 
-def _scan(step, carry, xs):
-    """`jax.lax.scan`, without a loop where there is nothing to loop over."""
-    length = len(jax.tree.leaves(xs)[0])
-    if length > 1:
-        return jax.lax.scan(step, carry, xs)
-    if length == 0:
-        return carry, None
-    carry, y = step(carry, jax.tree.map(lambda x: x[0], xs))
-    return carry, jax.tree.map(lambda leaf: leaf[None], y)
+def _over(plan: Plan, step, carry, starts, kept=None):
+    """`step` over the blocks that start there, each with what was kept of it; and what it makes of each."""
+    if len(starts[0]) > 1 and not plan.unrolled:
+        return jax.lax.scan(step, carry, (starts, kept))
+    made = []
+    for i, where in enumerate(zip(*starts, strict=True)):
+        carry, one = step(carry, (where, None if kept is None else kept[i]))
+        made.append(one)
+    return carry, made
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -291,17 +333,20 @@ def _blockwise_fwd(plan, logits, reduction, rows, classes, labels):
 def forward(plan: Plan, logits: Logits, reduction: Reduction, rows: Rows, classes: Classes, labels, shard: Shard):
     """The part of a shard's classes, block by block, and the products that are kept."""
 
-    def step(part, where, keep_products):
+    def step(part, xs, keep_products):
+        where, _ = xs
         block = _block(plan, rows, classes, labels, shard, *where)
-        p = products(rows.features, block.classes.weights, plan.precision)
-        z = logits(p, columns(rows.given), block.classes)
+        p = products(rows.features, logits.rows(block.classes.weights, given), plan.precision)
+        z = logits.of(p, given, block.classes.bias)
         return reduction.merge(part, reduction.of(z, block.keep, block.ids)), p if keep_products else None
 
+    given = columns(rows.given)
     nothing = jnp.zeros((rows.features.shape[0], 1), rows.features.dtype)
     part = _as_unlike(reduction.of(nothing, nothing > 0, jnp.zeros(1, jnp.int32)), (rows, classes, shard.first))
     starts = _blocks(plan, classes.weights.shape[0])
-    part, kept = _scan(functools.partial(step, keep_products=True), part, [s[: plan.kept] for s in starts])
-    part, _ = _scan(functools.partial(step, keep_products=False), part, [s[plan.kept :] for s in starts])
+    first, others = ([s[: plan.kept] for s in starts], [s[plan.kept :] for s in starts])
+    part, kept = _over(plan, functools.partial(step, keep_products=True), part, first)
+    part, _ = _over(plan, functools.partial(step, keep_products=False), part, others)
     return part, kept
 
 
@@ -324,20 +369,21 @@ def backward(plan: Plan, logits, reduction, rows, classes, labels, shard: Shard,
     def step(bars, xs):
         where, p = xs
         block = _block(plan, rows, classes, labels, shard, *where)
+        class_rows, pull_rows = jax.vjp(lambda w: logits.rows(w, columns(rows.given)), block.classes.weights)
         if p is None:
-            p = products(rows.features, block.classes.weights, plan.precision)
-        z, pull = jax.vjp(lambda p, given, classes: logits(p, columns(given), classes), p, rows.given, block.classes)
-        p_bar, given_bar, block_bar = pull(reduction.pull(z, block.keep, total, total_bar))
-        features_bar, weights_bar = _products_transpose(p_bar, rows.features, block.classes.weights, plan.precision)
-        block_bar = block_bar._replace(weights=block_bar.weights + weights_bar)
+            p = products(rows.features, class_rows, plan.precision)
+        z, pull = jax.vjp(lambda p, given, bias: logits.of(p, columns(given), bias), p, rows.given, block.classes.bias)
+        p_bar, given_bar, bias_bar = pull(reduction.pull(z, block.keep, total, total_bar))
+        features_bar, class_rows_bar = _products_transpose(p_bar, rows.features, class_rows, plan.precision)
+        block_bar = Classes(*pull_rows(class_rows_bar), bias_bar)
         rows_bar, classes_bar = bars
         rows_bar = jax.tree.map(jnp.add, rows_bar, Rows(features_bar, given_bar))
         return (rows_bar, _write(classes_bar, block_bar, where[0])), None
 
     bars = _as_unlike(jax.tree.map(jnp.zeros_like, (rows, classes)), (rows, classes))
     starts = _blocks(plan, classes.weights.shape[0])
-    bars, _ = _scan(step, bars, ([s[: plan.kept] for s in starts], kept))
-    bars, _ = _scan(step, bars, ([s[plan.kept :] for s in starts], None))
+    bars, _ = _over(plan, step, bars, [s[: plan.kept] for s in starts], kept)
+    bars, _ = _over(plan, step, bars, [s[plan.kept :] for s in starts])
     return bars
 
 

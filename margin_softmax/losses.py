@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from margin_softmax import _checks, angles, heads, reductions
 from margin_softmax._checks import Numeric
-from margin_softmax.heads import Classes, Head, Rows
+from margin_softmax.heads import Classes, Head, Logits, Rows
 from margin_softmax.margins import Margin, Own, checked
 
 
@@ -104,7 +104,7 @@ def _margin_loss(features, weights, labels, margin, bias, label_smoothing, where
     if label_smoothing is not None:
         reduction = reductions.pair(reduction, reductions.linear_sum())
     total = head.others(
-        reduction, _other_logits, Rows(example.directions, _Given(margin, own, target)), classes, labels
+        reduction, OTHER_LOGITS, Rows(example.directions, _Given(margin, own, target)), classes, labels
     )
     if label_smoothing is None:
         losses = margin.loss(target_logit, total, own)
@@ -160,7 +160,7 @@ def _margin_logits(features, weights, labels, margin, bias):
     classes = Classes(weights, bias)
     own, target, own_bias = _own(head, example, classes, labels)
     target_logit = _biased(target * example.margin.scale, own_bias)
-    logits = head.logits(_other_logits, Rows(example.directions, _Given(example.margin, own, target)), classes)
+    logits = head.logits(OTHER_LOGITS, Rows(example.directions, _Given(example.margin, own, target)), classes)
     is_own = jnp.arange(weights.shape[0], dtype=labels.dtype)[None] == labels[:, None]
     return jnp.where(valid[:, None], jnp.where(is_own, target_logit[:, None], logits), jnp.nan)
 
@@ -324,7 +324,7 @@ def _nearest_class(features, weights, *, head):
     directions = angles.unit(features.astype(angles.compute_dtype(features, weights)))
     no_label = jnp.full(features.shape[0], -1, jnp.int32)
     rows, classes = jax.lax.stop_gradient((Rows(directions), Classes(weights)))
-    _, index = head.others(reductions.top_one(), _cosine_logits, rows, classes, no_label)
+    _, index = head.others(reductions.top_one(), COSINES, rows, classes, no_label)
     return index, head.own(_own_cosine, directions, Classes(weights), index)
 
 
@@ -361,7 +361,7 @@ def _own(head, example, classes, labels):
     margin = example.margin
     if margin.statistic is not None:
         rows = Rows(example.directions, _Given(margin, own, jnp.zeros_like(own.angle)))
-        own = own._replace(statistic=head.others(margin.statistic.reduction, _statistic_terms, rows, classes, labels))
+        own = own._replace(statistic=head.others(margin.statistic.reduction, STATISTIC, rows, classes, labels))
     return own, margin.target(own), own_bias
 
 
@@ -389,27 +389,41 @@ def _winner(margin, directions, centres):
     return jnp.take_along_axis(centres, best[:, None, None], axis=1, mode="clip")[:, 0]
 
 
-def _products(products, margin, classes):
-    """The margin's products `[B, n]` with a block of classes, from the bare ones."""
-    factor, _ = margin.weights(classes.weights)
-    products = products * factor[None]
-    return products if classes.weights.ndim == 2 else angles.over_centres(products)
+def _class_rows(weights, given):
+    """A block of class rows as the margin takes them."""
+    factor, _ = given.margin.weights(weights)
+    return weights * factor[..., None]
 
 
-def _other_logits(products, given, classes):
+def _best(products):
+    """Products `[B, n]`: of sub-centres the best counts."""
+    return products if products.ndim == 2 else angles.over_centres(products)
+
+
+def _logits(products, given, bias):
     margin, own, target = given
-    logits = margin.others(_products(products, margin, classes), own, target) * margin.scale
-    return logits if classes.bias is None else logits + classes.bias[None]
+    logits = margin.others(_best(products), own, target) * margin.scale
+    return logits if bias is None else logits + bias[None]
 
 
-def _statistic_terms(products, given, classes):
-    return given.margin.statistic.of(_products(products, given.margin, classes), given.own)
+def _statistic_terms(products, given, bias):
+    del bias
+    return given.margin.statistic.of(_best(products), given.own)
 
 
-def _cosine_logits(products, given, classes):
+def _directions(weights, given):
     del given
-    products = products * angles.reciprocal_norm(classes.weights)[None]
-    return products if classes.weights.ndim == 2 else angles.over_centres(products)
+    return angles.unit(weights)
+
+
+def _cosines(products, given, bias):
+    del given, bias
+    return _best(products)
+
+
+OTHER_LOGITS = Logits(_class_rows, _logits)
+STATISTIC = Logits(_class_rows, _statistic_terms)
+COSINES = Logits(_directions, _cosines)
 
 
 def _own_cosine(directions, classes):

@@ -25,15 +25,15 @@ class Sharded:
     mesh: Mesh | None = None
 
     def num_classes(self, weights):
-        return weights.shape[0] * (self._shards() if self._is_inside() else 1)
+        return weights.shape[0] * (self.shards() if self.is_inside() else 1)
 
     def place(self, tree):
         """The same on every device: one gather of what was split over a data axis, and of its gradient one sum."""
-        if self._is_inside():
+        if self.is_inside():
             for leaf in jax.tree.leaves(tree):
                 self._refuse_split(leaf)
             return tree
-        return jax.tree.map(lambda leaf: self._constrained(leaf, P()), tree)
+        return jax.tree.map(lambda leaf: self.constrained(leaf, P()), tree)
 
     def own(self, function, rows, classes, labels):
         dtype = jax.tree.leaves(rows)[0].dtype
@@ -50,10 +50,10 @@ class Sharded:
                 jax.tree.map(masked, heads.take(classes, jnp.where(here, at, 0), dtype)), self.axis_name
             )
 
-        return function(rows, self._over(local, (P(self.axis_name), P()), P())(self._padded(classes), labels))
+        return function(rows, self.over(local, (P(self.axis_name), P()), P())(self._padded(classes), labels))
 
     def others(self, reduction, logits, rows, classes, labels):
-        num_classes = self.num_classes(classes.weights)
+        num_classes, rows = self.num_classes(classes.weights), heads.only_used(logits, rows, classes)
         return _sharded(self, num_classes, logits, reduction, rows, self._padded(classes), labels)
 
     def _context(self) -> Mesh | AbstractMesh:
@@ -70,10 +70,11 @@ class Sharded:
     def _axes(self) -> tuple[str, ...]:
         return (self.axis_name,) if isinstance(self.axis_name, str) else self.axis_name
 
-    def _shards(self) -> int:
+    def shards(self) -> int:
+        """How many devices share the classes."""
         return functools.reduce(lambda n, axis: n * self._context().shape[axis], self._axes(), 1)
 
-    def _is_inside(self) -> bool:
+    def is_inside(self) -> bool:
         """Whether the caller has mapped the axis already, in a `shard_map` of its own."""
         return set(self._axes()) <= set(jax.sharding.get_abstract_mesh().manual_axes)
 
@@ -91,26 +92,28 @@ class Sharded:
 
     def _padded(self, classes: Classes) -> Classes:
         """With rows of zeros up to the same number on every device; they are never counted."""
-        if self._is_inside():
+        if self.is_inside():
             return classes
-        missing = -classes.weights.shape[0] % self._shards()
+        missing = -classes.weights.shape[0] % self.shards()
 
         def padded(leaf):
             if missing:
                 leaf = jnp.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1))
-            return self._constrained(leaf, P(self.axis_name))
+            return self.constrained(leaf, P(self.axis_name))
 
         return jax.tree.map(padded, classes)
 
-    def _constrained(self, leaf, spec):
+    def constrained(self, leaf, spec):
+        """The array, on the devices as `spec` says; on Auto and on Explicit axes."""
         leaf, mesh = jnp.asarray(leaf), self._context()
         sharding = NamedSharding(mesh, spec)
         if any(kind == AxisType.Explicit for kind in mesh.axis_types):
             return jax.sharding.reshard(leaf, sharding)
         return jax.lax.with_sharding_constraint(leaf, sharding)
 
-    def _over(self, function, in_specs, out_specs):
-        if self._is_inside():
+    def over(self, function, in_specs, out_specs):
+        """`function` on every device of its share; as it is where the caller has mapped the axis."""
+        if self.is_inside():
             return function
         return jax.shard_map(function, mesh=self._context(), in_specs=in_specs, out_specs=out_specs)
 
@@ -168,11 +171,11 @@ def _sharded_fwd(head, num_classes, logits, reduction, rows, classes, labels):
     def local(reduction, rows, classes, labels):
         shard = heads.Shard(head._first(classes), num_classes)
         part, kept = heads.forward(head.inner.plan(rows, classes), logits, reduction, rows, classes, labels, shard)
-        part = functools.reduce(reduction.merge, _every(part, axis, head._shards()))
+        part = functools.reduce(reduction.merge, _every(part, axis, head.shards()))
         return reduction.total(part), kept
 
     in_specs, out_specs = (P(), P(), P(axis), P()), (P(), P(axis))
-    total, kept = head._over(local, in_specs, out_specs)(reduction, rows, classes, labels)
+    total, kept = head.over(local, in_specs, out_specs)(reduction, rows, classes, labels)
     return total, (reduction, rows, classes, labels, total, kept)
 
 
@@ -199,7 +202,7 @@ def _sharded_bwd(head, num_classes, logits, residuals, total_bar):
         return _summed_as(bars, (rows, classes))
 
     in_specs = (P(), P(), P(axis), P(), P(), P(axis), P())
-    bars = head._over(local, in_specs, (P(), P(axis)))(reduction, rows, classes, labels, total, kept, total_bar)
+    bars = head.over(local, in_specs, (P(), P(axis)))(reduction, rows, classes, labels, total, kept, total_bar)
     return jax.tree.map(jnp.zeros_like, reduction), *bars, None
 
 

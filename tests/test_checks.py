@@ -232,7 +232,8 @@ REFUSED = {
         traced=lambda: jax.jit(lambda size: loss(head=ms.blockwise(size)))(2),
     ),
     **refused("memory", ">= 0", "-1", "bytes", negative=lambda: ms.blockwise(memory=-1)),
-    **refused("precision", "hashable", "list", error=TypeError, list=lambda: ms.blockwise(precision=["highest"])),
+    **refused("precision", "'highest'", "'exact'", unknown=lambda: ms.blockwise(precision="exact")),
+    **refused("precision", "'BF16_BF16_F32'", "['high']", list=lambda: ms.blockwise(precision=["high"])),
     # angles
     **refused("x", "real", "int32", "x.astype(jnp.float32)", error=TypeError, integers=lambda: ms.angle(Y, X[:, 0])),
     **refused("w", "real", "int32", error=TypeError, integers=lambda: ms.angle(X[:, 0], Y)),

@@ -129,7 +129,11 @@ def test_nothing_leaks():
 
     def total(x):
         total = HEADS["recompute"].others(
-            reductions.log_sum_exp(), lambda p, *_: p, heads.Rows(x), heads.Classes(w), jnp.asarray(y)
+            reductions.log_sum_exp(),
+            heads.Logits(lambda w, _: w, lambda p, *_: p),
+            heads.Rows(x),
+            heads.Classes(w),
+            jnp.asarray(y),
         )
         return total.log_sum.sum()
 
@@ -233,11 +237,100 @@ def compiled_gradients(head, batch=256, dim=64, classes=100_003):
 
 @pytest.mark.optimised
 def test_the_default_head_holds_no_batch_by_classes_array():
-    """Nor copies of the weights or their gradient: what it needs besides is the memory it may keep, and one block."""
-    logits, weights = 256 * 100_003, 100_003 * 64 * 4
-    compiled = compiled_gradients(ms.blockwise())
-    assert max(buffers(compiled).values()) < logits
-    assert compiled.memory_analysis().temp_size_in_bytes < 64 * 2**20 + weights
-    frugal = compiled_gradients(ms.blockwise(memory=0))
-    assert frugal.memory_analysis().temp_size_in_bytes < weights
+    """The dense one does, so that this can be seen."""
+    logits = 256 * 100_003
+    assert max(buffers(compiled_gradients(ms.blockwise())).values()) < logits
     assert max(buffers(compiled_gradients(ms.dense())).values()) >= logits
+
+
+@pytest.mark.optimised
+@pytest.mark.parametrize(
+    ("shape", "most"), [((256, 512, 100_000), 90), ((512, 512, 100_000), 95), ((128, 128, 1_000_000), 75)]
+)
+def test_temporaries_stay_within_what_is_allowed_and_a_few_blocks(shape, most):
+    """In MiB; by default 64 of them may be kept. So there is no copy of the weights or their gradient either."""
+    for head, limit in ((ms.blockwise(), most), (ms.blockwise(memory=16 * 2**20), 40)):
+        assert compiled_gradients(head, *shape).memory_analysis().temp_size_in_bytes <= limit * 2**20
+
+
+def plan_of(head, batch, dim, classes, dtype=jnp.float32):
+    rows = heads.Rows(jax.ShapeDtypeStruct((batch, dim), dtype))
+    return head.plan(rows, heads.Classes(jax.ShapeDtypeStruct((classes, dim), dtype)))
+
+
+def test_a_few_blocks_are_written_out_without_a_loop():
+    """What is kept of some of them, and the last one's overlap, are as in the loop."""
+    x, w, y = examples(256, 10_001, 3, 0.5)
+    with jax.enable_x64(True):
+        block = 8 * 256 * plan_of(ms.blockwise(), 256, 3, 10_001).size
+
+        @functools.partial(jax.jit, static_argnames="head")
+        def ours(x, w, head):
+            def total(x, w):
+                losses = ms.margin_loss(x, w, y, ms.arcface(0.3, 8.0), head=head)
+                return jnp.sum(jnp.cos(jnp.arange(256.0)) * losses), losses
+
+            return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(x, w)
+
+        exact = ours(jnp.asarray(x), jnp.asarray(w), ms.dense())
+        for kept in (0, 2):
+            head = ms.blockwise(memory=kept * block)
+            plan = plan_of(head, 256, 3, 10_001, jnp.float64)
+            assert plan.unrolled
+            assert plan.kept == kept
+            assert 2 * plan.size < 10_001
+            assert 10_001 % plan.size
+            chex.assert_trees_all_close(ours(jnp.asarray(x), jnp.asarray(w), head), exact, rtol=1e-9, atol=1e-12)
+
+
+def test_blocks_are_no_powers_of_two():
+    for batch, dim, classes in (
+        (256, 512, 100_000),
+        (128, 128, 1_000_000),
+        (256, 64, 2**22),
+        (1, 2, 10),
+        (4096, 8, 999),
+    ):
+        rows = heads.Rows(jax.ShapeDtypeStruct((batch, dim), jnp.float32))
+        size = heads.Blockwise().plan(rows, heads.Classes(jax.ShapeDtypeStruct((classes, dim), jnp.float32))).size
+        assert size == classes or size % 32 == 16
+        assert batch * size <= 2**19 + 16 * batch or size <= 128 + 16
+
+
+@pytest.mark.parametrize("name", ["cosface", "curricularface", "magface"])
+def test_what_the_other_logits_do_not_look_at_does_not_reach_them(name):
+    """So that no gradient of it, all zeros, is carried through an angle's derivative."""
+    seen = []
+
+    class Watching(heads.Blockwise):
+        def others(self, reduction, logits, rows, classes, labels):
+            given = heads.only_used(logits, rows, classes).given
+            seen.append({f for f in ("angle", "product", "norm") if getattr(given.own, f) is not None})
+            seen[-1] |= {"target"} if given.target is not None else set()
+            assert given.margin.scale is not None
+            return super().others(reduction, logits, rows, classes, labels)
+
+    margin = {"cosface": ms.cosface(), "curricularface": ms.curricularface(0.1), "magface": ms.magface()}[name]
+    x, w, y = examples(6, 17, 4, 0.5, feature_norm=50.0, dtype=np.float32)
+    ms.margin_loss(x, w, y, margin, head=Watching())
+    assert seen == [{"target"} if name == "curricularface" else set()]
+
+
+def precisions(head, dtype=jnp.float32):
+    total, arguments = gradients_of(head, dtype)
+    return set(re.findall(r"precision=(\S+)", str(jax.make_jaxpr(jax.grad(total, argnums=(0, 1)))(*arguments))))
+
+
+def test_precision_reaches_every_product():
+    """By default the highest: what else an accelerator would make of float32 does not keep its digits."""
+    assert precisions(ms.blockwise()) == precisions(ms.dense()) == {"HIGHEST"}
+    assert precisions(ms.blockwise(precision="default")) == {"DEFAULT"}
+    assert precisions(ms.blockwise(7, memory=0, precision="BF16_BF16_F32")) == {"BF16_BF16_F32"}
+
+
+def test_bfloat16_products_are_summed_in_float32():
+    """A logit of s = 64 then knows its cosine to the eighth bit of the factors, and each p_j to a few hundredths."""
+    total, arguments = gradients_of(ms.blockwise(precision="BF16_BF16_F32"), jnp.bfloat16)
+    exact, _ = gradients_of(ms.dense())
+    wide = jax.tree.map(lambda a: a.astype(jnp.float32), arguments)
+    np.testing.assert_allclose(total(*arguments), exact(*wide), rtol=0.02)
