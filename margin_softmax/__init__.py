@@ -17,7 +17,9 @@ from margin_softmax.adaptive import (
 )
 from margin_softmax.angles import angle, cosines
 from margin_softmax.cross_entropy import cross_entropy
+from margin_softmax.growth import grow_classes, grow_state
 from margin_softmax.heads import Head, blockwise, dense
+from margin_softmax.lazy_rows import lazy_rows
 from margin_softmax.losses import margin_logits, margin_loss, mixed_margin_loss, nearest_class, observe
 from margin_softmax.margins import (
     Margin,
@@ -58,7 +60,7 @@ from margin_softmax.other_classes import (
 )
 from margin_softmax.reductions import Reduction
 from margin_softmax.regularizers import center_loss, hyperspherical_energy
-from margin_softmax.sampling import Sample, sample_classes
+from margin_softmax.sampling import Sample, put_rows, sample_classes, take_rows
 from margin_softmax.scales import adacos, suggest_scale
 from margin_softmax.schedules import annealing, blend_schedule, margin_warmup
 from margin_softmax.sharded import sharded
@@ -148,6 +150,12 @@ __all__ = [
     # some of the classes
     "sample_classes",
     "Sample",
+    "take_rows",
+    "put_rows",
+    "lazy_rows",
+    # more classes
+    "grow_classes",
+    "grow_state",
     # losses
     "margin_loss",
     "mixed_margin_loss",

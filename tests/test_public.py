@@ -30,7 +30,9 @@ MAY_IMPORT = {
     "cross_entropy": {"_checks", "angles", "reductions"},
     "regularizers": {"_checks", "angles"},
     "sub_centers": {"_checks", "angles"},
-    "sampling": {"_checks"},
+    "growth": {"_checks", "angles"},
+    "sampling": {"_checks", "heads", "sharded"},
+    "lazy_rows": {"_checks", "heads", "sampling"},
     "losses": {"_checks", "angles", "reductions", "heads", "margins"},
     "states": {"_checks", "angles", "reductions", "heads", "losses", "margins", "adaptive"},
 }
