@@ -6,6 +6,7 @@
     python examples/face_embedding.py --margin "adaface(margin=0.3, scale=16)"
     python examples/face_embedding.py --data rendered --people 400 --steps 2000 --out large
     python examples/face_embedding.py --out large --data rendered --people 400 --steps 4000 --resume
+    srun --ntasks=2 python examples/face_embedding.py --distributed
 
 Runs on whatever device JAX finds. Needs the packages of the `examples` extra.
 """
@@ -26,10 +27,12 @@ import numpy as np
 from tqdm import tqdm
 
 import face_figures
+import many_processes
 import margin_softmax as ms
 from face_data import FOLDS, RENDERED_PEOPLE, SOURCES, Faces, UnavailableError, load_faces
 from face_training import BATCH, HEADS, Progress, Run, embed, learning_rate
 from interruption import Interruption
+from many_devices import UnevenError
 from margin_expression import margin_names
 from margin_state import trial
 from pair_verification import Verification, pair_cosines, verification
@@ -78,9 +81,10 @@ def train(run: Run, steps: int, checkpoints: Checkpoints, record: dict[str, Any]
         checkpoints.save(run.step, run.model, run.optimizer, {**record, "losses": run.losses})
 
     clock = Clock(run.step)
-    bar = tqdm(total=steps, initial=run.step, unit="step", dynamic_ncols=True)
+    ended_by, silent = None, not many_processes.is_first()
+    bar = tqdm(total=steps, initial=run.step, unit="step", dynamic_ncols=True, disable=silent)
     with Interruption() as interruption, bar:
-        while run.step < steps and interruption.signal is None:
+        while run.step < steps and ended_by is None:
             told = run.advance()
             bar.update()
             if run.step % max(1, steps // 10) == 0 or run.step == steps:
@@ -90,8 +94,9 @@ def train(run: Run, steps: int, checkpoints: Checkpoints, record: dict[str, Any]
             clock.start(told)
             if run.step % max(1, steps // 4) == 0:
                 keep()
+            ended_by = many_processes.any_of(interruption.signal)
         keep()
-    return interruption.signal
+    return ended_by
 
 
 class Clock:
@@ -154,7 +159,8 @@ def surroundings() -> dict[str, Any]:
     device = jax.devices()[0]
     versions = {"python": platform.python_version(), "margin_softmax": ms.__version__}
     versions |= {package: importlib.metadata.version(package) for package in packages}
-    return {"device": f"{device.platform} ({device.device_kind})", "versions": versions}
+    many = {"devices": jax.device_count(), "processes": jax.process_count()}
+    return {"device": f"{device.platform} ({device.device_kind})", **many, "versions": versions}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -162,7 +168,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--margin", default=MARGIN, help=f"loss with its hyper-parameters (default: {MARGIN})")
-    parser.add_argument("--head", choices=HEADS, default="blockwise", help="where the loss runs (default: blockwise)")
+    parser.add_argument(
+        "--head", choices=HEADS, help="where the loss runs (default: blockwise; sharded with --distributed)"
+    )
+    parser.add_argument("--distributed", action="store_true", help="be one of several processes of one run; see below")
     parser.add_argument("--data", choices=SOURCES, default="auto", help="pictures (default: auto)")
     parser.add_argument(
         "--fold", type=int, choices=range(FOLDS), default=0, help="quarter of the people to verify (default: 0)"
@@ -173,6 +182,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("face_embedding_run"), help="folder (default: %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in --out")
     options = parser.parse_args(arguments)
+    options.head = options.head or ("sharded" if options.distributed else "blockwise")
+    if options.distributed:
+        if options.head != "sharded":
+            parser.error(f"argument --distributed: expected --head sharded, came {options.head}")
+        try:
+            many_processes.join()
+        except ValueError as error:
+            parser.error(f"argument --distributed: {error}")
     try:
         trial(options.margin)
     except ValueError as error:
@@ -222,6 +239,14 @@ data:
   rendered   faces that the example draws itself, ten pictures for each of --people
   auto       olivetti if there within 20 seconds, otherwise rendered
 
+many devices:
+  --head sharded   all devices that JAX finds share the work: each has a part of the batch and of the class weights
+  --distributed    and so do those of other processes, which are given the same command. JAX finds them by itself in
+                   Slurm, Open MPI, Kubernetes and on TPUs. Elsewhere MASTER_ADDR, MASTER_PORT, WORLD_SIZE and RANK say
+                   where process 0 listens, how many they are and which one it is; JAX_LOCAL_DEVICE_IDS gives each its
+                   own GPU. Process 0 prints and writes; --out must be the same folder for all of them.
+                   The batch must be divisible by the devices. The result is that of one process, but for rounding.
+
 Ctrl-C keeps a checkpoint; the same command with --resume goes on, to the same bits as a run never interrupted.
 --steps may grow. Without --resume, checkpoints of an earlier run in --out are deleted.
 --out receives results.json, loss.png, roc.png, cosines.png, faces.png (rendered only) and checkpoints/.
@@ -230,13 +255,19 @@ Ctrl-C keeps a checkpoint; the same command with --resume goes on, to the same b
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
+    with many_processes.one_voice():
+        return train_and_verify(options, arguments)
+
+
+def train_and_verify(options: argparse.Namespace, arguments: list[str] | None) -> int:
     started = time.perf_counter()
     where = surroundings()
-    print(f"Running on {where['device']}, JAX {where['versions']['jax']}.")
+    many = f"{where['devices']} devices in {where['processes']} processes, " if options.distributed else ""
+    print(f"Running on {where['device']}, {many}JAX {where['versions']['jax']}.")
     faces = faces_of(options)
     seconds = {"data": time.perf_counter() - started}
 
-    run = Run(faces, options.margin, options.head, options.seed)
+    run = run_of(options, faces)
     raw_pairs = raw_pixel_pairs(faces)
     raw, before = verification(*raw_pairs), evaluate(run, faces)
     report("raw pixels", raw)
@@ -259,6 +290,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     after = evaluate(run, faces)
     report("after training", after.verification, after.training_accuracy)
+    if not many_processes.is_first():
+        return 0
     draw(options.out, run, faces, {"raw pixels": raw_pairs, "before": before.pairs, "after": after.pairs}, after)
     seconds["total"] = time.perf_counter() - started
     results = {
@@ -286,6 +319,16 @@ def faces_of(options: argparse.Namespace) -> Faces:
         f"verifying {len(np.unique(faces.verified_labels))} others, {len(faces.verified_labels)} pictures."
     )
     return faces
+
+
+def run_of(options: argparse.Namespace, faces: Faces) -> Run:
+    """A run that is the same in all processes."""
+    try:
+        many_processes.agree("command", {name: str(value) for name, value in sorted(vars(options).items())})
+        many_processes.agree("pictures", faces.pictures)
+        return Run(faces, options.margin, options.head, options.seed)
+    except (ValueError, UnevenError) as reason:
+        raise SystemExit(f"Not started: {reason}") from reason
 
 
 def command_to_resume(arguments: list[str] | None) -> str:

@@ -1,7 +1,7 @@
 """Training a face network with a margin softmax loss: what happens in one step, and nothing around it."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,12 @@ import margin_softmax as ms
 from face_augmentation import augment, shrink, standardise
 from face_data import Faces
 from face_network import FaceNetwork
+from many_devices import all_devices, head_over, keep_in_place, lay_out, refuse_uneven, split
 from margin_expression import Known, margin_at
 from margin_state import Batch, MarginState, trial
 
-HEADS = {"blockwise": ms.blockwise(), "dense": ms.dense()}
+ON_ONE_DEVICE = {"blockwise": ms.blockwise(), "dense": ms.dense()}
+HEADS = *ON_ONE_DEVICE, "sharded"
 BATCH = 64
 WEIGHT_DECAY = 0.05
 # A constant end, and not the number of steps asked for: a run of 2 N steps begins as one of N.
@@ -40,13 +42,17 @@ class Run:
 
     def __init__(self, faces: Faces, margin: str, head: str, seed: int):
         self.pictures, self.labels = shrink(jnp.asarray(faces.pictures)), jnp.asarray(faces.labels)
-        self.batch, self.head = min(BATCH, len(faces.labels)), HEADS[head]
+        self.batch = min(BATCH, len(faces.labels))
+        self.mesh = all_devices() if head == "sharded" else None
+        refuse_uneven(self.batch, self.mesh)
+        self.head = ON_ONE_DEVICE[head] if self.mesh is None else head_over(self.mesh)
         known = Known(faces.people, self.batch, counts=np.bincount(faces.labels, minlength=faces.people))
         self.margin_at = margin_at(margin, known)
         start_key, self.key = jax.random.split(jax.random.key(seed))
         tx = optimiser(decay_classes=not normalises_weights(trial(margin)))
         state = MarginState(self.margin_at(0), known)
         self.model, self.optimizer = start(start_key, state, people=faces.people, tx=tx)
+        lay_out(self.mesh, self.model, self.optimizer)
         self.losses: list[float | Array] = []
 
     @property
@@ -56,9 +62,8 @@ class Run:
     def advance(self) -> Progress:
         key, margin = jax.random.fold_in(self.key, self.step), self.margin_at(self.step)
         data = self.pictures, self.labels
-        progress = train_step(
-            self.model, self.optimizer, *data, margin, key, self.step, batch=self.batch, head=self.head
-        )
+        static: dict[str, Any] = dict(batch=self.batch, head=self.head, mesh=self.mesh)
+        progress = train_step(self.model, self.optimizer, *data, margin, key, self.step, **static)
         self.losses.append(progress.loss)
         return progress
 
@@ -71,11 +76,11 @@ def start(
     return model, nnx.Optimizer(model, tx, wrt=nnx.Param)
 
 
-@functools.partial(nnx.jit, static_argnames=("batch", "head"))
-def train_step(model, optimizer, pictures, all_labels, margin, key, step, *, batch, head) -> Progress:
+@functools.partial(nnx.jit, static_argnames=("batch", "head", "mesh"))
+def train_step(model, optimizer, pictures, all_labels, margin, key, step, *, batch, head, mesh) -> Progress:
     batch_key, augment_key = jax.random.split(key)
     margin_key = jax.random.fold_in(key, 2)  # and not one of three: splitting in three would change the other two
-    chosen = jax.random.choice(batch_key, len(all_labels), (batch,), replace=False)
+    chosen = split(jax.random.choice(batch_key, len(all_labels), (batch,), replace=False), mesh)
     pictures, labels = augment(augment_key, pictures[chosen]), all_labels[chosen]
 
     def mean_loss(model):
@@ -88,6 +93,7 @@ def train_step(model, optimizer, pictures, all_labels, margin, key, step, *, bat
     (_, told), gradients = nnx.value_and_grad(mean_loss, has_aux=True)(model)
     optimizer.update(model, gradients)
     model.margin_state.bound()
+    keep_in_place(mesh, model, optimizer)
     return told
 
 

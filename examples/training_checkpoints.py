@@ -1,4 +1,8 @@
-"""Checkpoints of a training run: what is kept, how it is found again, and what is done when it is damaged."""
+"""Checkpoints of a training run: what is kept, how it is found again, and what is done when it is damaged.
+
+Of several processes each writes its share, and all of them call every method here, at the same time. What is kept does
+not say how many there were: it is read as the arrays lie into which it is restored.
+"""
 
 import json
 import shutil
@@ -9,6 +13,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from flax import nnx
+
+from many_processes import is_first, of_first, wait_for_all
 
 CHECKSUMS = "checksums.json"
 
@@ -40,12 +46,13 @@ class Checkpoints:
             return
         state = ocp.args.StandardSave(_state(model, optimizer))
         self.manager.save(step, args=ocp.args.Composite(state=state, record=ocp.args.JsonSave(record)))
-        (self._folder_of(step) / CHECKSUMS).write_text(json.dumps(_checksums(self._folder_of(step))))
+        if is_first():
+            (self._folder_of(step) / CHECKSUMS).write_text(json.dumps(_checksums(self._folder_of(step))))
 
     def latest(self) -> tuple[int, dict[str, Any]] | None:
         """(step, record) of the newest sound checkpoint, or None. Damaged ones are named and set aside."""
         for step in sorted(self.manager.all_steps(), reverse=True):
-            if self._is_sound(step):
+            if of_first(self._is_sound, step):
                 kept = self.manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
                 return step, kept["record"]
             print(f"The checkpoint of step {step} is damaged; trying the one before.")
@@ -76,9 +83,11 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> None:
         """Out of the way, so that the run can save this step again when it comes back to it."""
-        aside = self.folder / f"damaged-{step}"
-        shutil.rmtree(aside, ignore_errors=True)
-        self._folder_of(step).rename(aside)
+        if is_first():
+            aside = self.folder / f"damaged-{step}"
+            shutil.rmtree(aside, ignore_errors=True)
+            self._folder_of(step).rename(aside)
+        wait_for_all(f"step {step} set aside")
         self.manager.reload()
 
 

@@ -2,7 +2,12 @@
 
 import itertools
 import json
+import os
+import pathlib
 import signal
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -19,6 +24,7 @@ from margin_state import MADE_UP, MarginState, made_up_batch, trial
 from rendered_faces import rendered_faces
 from training_checkpoints import Checkpoints
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 PEOPLE = ["--data", "rendered", "--people", "8"]
 FIGURES = {"loss.png", "roc.png", "cosines.png", "faces.png"}
 
@@ -110,6 +116,56 @@ def test_another_configuration_is_not_resumed(uninterrupted, tmp_path):
 def test_the_heads_train_alike(uninterrupted, tmp_path):
     dense = run(tmp_path, 4, "--head", "dense")
     np.testing.assert_allclose(dense["losses"], uninterrupted[1]["losses"], rtol=1e-3)
+
+
+def test_two_processes_train_as_one(uninterrupted, tmp_path):
+    """With what Slurm tells its tasks; every second class row and every second picture is the other's."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    slurm |= {"JAX_COORDINATOR_PORT": str(port), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    slurm |= {"PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("", "examples"))}
+    script = "import face_embedding as f; f.draw = lambda *_: None; raise SystemExit(f.main())"
+    command = [sys.executable, "-c", script, *PEOPLE, "--steps", "4", "--out", str(tmp_path), "--distributed"]
+    tasks = [
+        subprocess.Popen(
+            command,
+            env=os.environ | slurm | {"SLURM_PROCID": place, "SLURM_LOCALID": place},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for place in ("0", "1")
+    ]
+    try:
+        said = [task.communicate(timeout=300) for task in tasks]
+    finally:
+        for task in tasks:
+            task.kill()
+    assert [task.returncode for task in tasks] == [0, 0], said
+    assert "2 devices in 2 processes" in said[0][0]
+    assert not [line for line in said[1][0].splitlines() if "Gloo" not in line]
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "checkpoints"}
+    results = json.loads((tmp_path / "results.json").read_text())
+    np.testing.assert_allclose(results["losses"], uninterrupted[1]["losses"], rtol=1e-4)
+    for name, value in results["after_training"].items():
+        assert value == pytest.approx(uninterrupted[1]["after_training"][name], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "words"),
+    [(["--head", "sharded"], "Not started: a batch of 60 pictures cannot be split evenly over 8 devices", None),
+     (["--distributed", "--head", "dense"], 2, "--distributed: expected --head sharded, came dense"),
+     (["--distributed"], 2, "--distributed: MASTER_PORT, RANK came without MASTER_ADDR, WORLD_SIZE")],
+)  # fmt: skip
+def test_devices_that_cannot_share_the_work_are_refused(more, error, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(SystemExit) as refused:
+        face_embedding.main([*PEOPLE, "--out", str(tmp_path), *more])
+    assert str(error) in str(refused.value)
+    assert words is None or words in capsys.readouterr().err
 
 
 def test_without_olivetti_the_example_says_why_and_goes_on(tmp_path, capsys, monkeypatch):
