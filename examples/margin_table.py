@@ -17,20 +17,16 @@ augmentation and learning rate are the same for all; they were settled on that d
 
 import argparse
 import itertools
-import json
-import os
 import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-from tqdm import tqdm
-
 from face_data import FOLDS, load_faces
 from face_embedding import STEPS, evaluate, raw_pixel_pairs, surroundings
 from face_training import BATCH, Run
+from measured_runs import measure_all
 from pair_verification import verification
 
 # The blend falls to 20 within 5 steps, to 5 within 20; A-Softmax's authors leave 5 to the end, too. Blends that go on
@@ -89,23 +85,11 @@ def measure(trial: Trial) -> dict[str, Any]:
     }
 
 
-def measure_all(trials: list[Trial], folder: Path) -> list[dict[str, Any]]:
-    """The results of all trials, those already in `folder` as they are there. The bar tells the time left."""
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = [trial for trial in trials if not trial.file(folder).exists()]
-    with tqdm(total=len(missing), unit="run", dynamic_ncols=True) as bar:
-        for _, same_program in itertools.groupby(missing, key=lambda trial: trial.margin.partition("(")[0]):
-            for trial in same_program:
-                result = measure(trial)
-                partial = trial.file(folder).with_suffix(".partial")
-                partial.write_text(json.dumps(result, indent=1) + "\n")
-                os.replace(partial, trial.file(folder))
-                bar.update()
-                eer = result["after_training"]["eer"]
-                bar.write(f"{trial.margin} fold {trial.fold} seed {trial.seed}: EER {eer:.3f}")
-            # A new margin is a new program; those of the last one would only fill the memory.
-            jax.clear_caches()
-    return [json.loads(trial.file(folder).read_text()) for trial in trials]
+def measured(trials: list[Trial], folder: Path) -> list[dict[str, Any]]:
+    def told(trial, result):
+        return f"{trial.margin} fold {trial.fold} seed {trial.seed}: EER {result['after_training']['eer']:.3f}"
+
+    return measure_all(trials, folder, measure, program=lambda trial: trial.margin.partition("(")[0], told=told)
 
 
 def choose(folder: Path, steps: int) -> None:
@@ -114,7 +98,7 @@ def choose(folder: Path, steps: int) -> None:
         trials = [
             Trial(margin, fold, CHOICE_SEED, steps, interleaved=True) for margin in margins for fold in range(FOLDS)
         ]
-        results = measure_all(trials, folder)
+        results = measured(trials, folder)
         means = {m: statistics.mean(r["after_training"]["eer"] for r in results if r["margin"] == m) for m in margins}
         print(f"\n{name}")
         for margin, mean in sorted(means.items(), key=lambda item: item[1]):
@@ -190,7 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
         name: [Trial(margin, fold, seed, options.steps) for fold in range(FOLDS) for seed in SEEDS]
         for name, margin in CHOSEN.items()
     }
-    results = iter(measure_all(list(itertools.chain(*trials.values())), options.out))
+    results = iter(measured(list(itertools.chain(*trials.values())), options.out))
     by_loss = {name: list(itertools.islice(results, len(of_loss))) for name, of_loss in trials.items()}
     options.table.write_text(table(by_loss, options.steps))
     print(options.table.read_text())

@@ -87,10 +87,20 @@ def rendered_faces(key: Array, people: int, pictures: int, size: int = 64) -> tu
     """Pictures [people * pictures, size, size] with tones from 0 to 1, and their labels."""
     person_key, picture_key, grain_key = jax.random.split(key, 3)
     labels = jnp.repeat(jnp.arange(people), pictures)
-    person = Person(*(value[labels] for value in draw(person_key, PERSON, (people,))))
-    picture = Picture(*draw(picture_key, PICTURE, labels.shape))
-    grain_keys = jax.random.split(grain_key, len(labels))
-    return _render_all(person, picture, grain_keys, size=size), labels
+    persons = drawn_people(person_key, people)[:, labels]
+    return portraits(persons, picture_key, grain_key, size), labels
+
+
+def drawn_people(key: Array, people: int) -> Array:
+    """What makes each of them a person: [entries of `PERSON`, people]."""
+    return draw(key, PERSON, (people,))
+
+
+def portraits(persons: Array, picture_key: Array, grain_key: Array, size: int) -> Array:
+    """A new picture [size, size] of each person of [entries of `PERSON`, N]."""
+    count = persons.shape[1]
+    picture = Picture(*draw(picture_key, PICTURE, (count,)))
+    return _render_all(Person(*persons), picture, jax.random.split(grain_key, count), size=size)
 
 
 @functools.partial(jax.jit, static_argnames="size")
