@@ -15,6 +15,10 @@ jax.config.update("jax_debug_nans", True)
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--devices", type=int, choices=range(1, 9), default=4, help="that all margins are sharded over")
+
+
 @pytest.hookimpl(tryfirst=True)  # before the fixtures of a module, some of which compile
 def pytest_runtest_setup(item):
     """Quick compilation, for most programs here run for an instant; as users have it where a test is `optimised`.

@@ -37,12 +37,16 @@ def assert_equal(ours, theirs, tolerance=1e-10):
 
 
 @pytest.mark.parametrize("name", [*MARGINS, *FIELD])
-def test_every_margin_is_the_oracles(name):
-    """On four devices, of 23 classes, the last with one less; some products are kept, others computed anew."""
+def test_every_margin_is_the_oracles(name, request):
+    """On four devices, of 23 classes, the last with one less; some products are kept, others computed anew.
+
+    On another number of them with `--devices`.
+    """
+    devices = request.config.getoption("devices")
     row = MARGINS.get(name) or FIELD[name]
     x, w, y = examples(8, 23, 5, 0.4, feature_norm=row.feature_norm if name in ("magface", "adaface") else 4.0)
     with jax.enable_x64(True):
-        head = ms.sharded("classes", inner=ms.blockwise(4, memory=4 * 8 * 8), mesh=mesh_of((4,)))
+        head = ms.sharded("classes", inner=ms.blockwise(4, memory=4 * 8 * 8), mesh=mesh_of((devices,)))
         arrays = [jnp.asarray(a) for a in (x, w, y)]
         if name in MARGINS:
             bias = np.linspace(-1, 1, 23)
@@ -62,8 +66,8 @@ def test_every_margin_is_the_oracles(name):
 def test_float32_keeps_its_digits(name):
     """The bounds of test_losses.py, on four devices; the last has padding.
 
-    Of 95 in 100 class rows the early bound has what the last rounding of a cosine below 1/2 makes of p_j on top, s 2^-26:
-    products of 2,500 classes are summed in another order than those of 10,000 (5.8e-6 with the newest jax).
+    For 95 in 100 class rows the early bound is s 2^-26 wider, what the last rounding of a cosine below 1/2 makes of
+    p_j: products of 2,500 classes are summed in another order than those of 10,000 (5.8e-6 with the newest jax).
     """
     row, head = MARGINS[name], ms.sharded("classes", mesh=mesh_of((4,)))
 
