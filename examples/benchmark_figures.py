@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 # Okabe and Ito's colours, which remain apart for every kind of colour vision; each line has a marker of its own, too.
-COLOURS = "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+COLOURS = "#000000", "#E69F00", "#56B4E9", "#009E73", "#888888", "#0072B2", "#D55E00", "#CC79A7"
 MARKERS = "o", "s", "^", "D", "v", "P", "X", "*"
 
 Line = dict[int, float]
@@ -38,14 +38,21 @@ def draw_memory(path: Path, results: list[dict[str, Any]]) -> None:
 
     names = [name for name, size in results[0]["temporary_bytes"].items() if size is not None]
     _draw(
-        path, sweep(results), names, mebibytes, "MiB besides arguments and results", "Loss and both gradients: memory"
+        path,
+        sweep(results),
+        names,
+        mebibytes,
+        "MiB besides arguments and results",
+        "Loss and both gradients: temporaries",
     )
 
 
 def _draw(path, results, names, value, unit, title):
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
     highest = 0.0
-    for i, name in enumerate(names):
+    everyone = list(results[0]["seconds"])  # so that a name looks the same in both pictures
+    for name in names:
+        i = everyone.index(name)
         line = {r["shape"][2]: value(r, name) for r in results if name in r["seconds"]}
         style = dict(color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=5, linewidth=1.5)
         axes.plot(list(line), list(line.values()), label=name, linestyle="-" if i < len(COLOURS) else "--", **style)

@@ -2,8 +2,8 @@
 
     python examples/benchmark_heads.py --out benchmark --devices 2
 
-For every shape all candidates run in one process, one after the other and then again in another order: machines are
-noisy, and a ratio of two times of one round is worth more than either. The table has the medians of these ratios with their quartiles, to
+For every shape all candidates run in one process, in another order in each round: machines are noisy, and a ratio of
+two times of one round is worth more than either. The table has the medians of these ratios with their quartiles, to
 the time of the three products that no head can do without (x W^T, G W, G^T x). One JSON a shape is kept, with all
 times, device, versions and load; a shape whose file is there is not measured again. What does not fit into memory is
 marked so, and peers that are not installed are named.

@@ -103,9 +103,7 @@ def _margin_loss(features, weights, labels, margin, bias, label_smoothing, where
     reduction = margin.reduction
     if label_smoothing is not None:
         reduction = reductions.pair(reduction, reductions.linear_sum())
-    total = head.others(
-        reduction, OTHER_LOGITS, Rows(example.directions, _Given(margin, own, target)), classes, labels
-    )
+    total = head.others(reduction, OTHER_LOGITS, Rows(example.directions, _Given(margin, own, target)), classes, labels)
     if label_smoothing is None:
         losses = margin.loss(target_logit, total, own)
     else:

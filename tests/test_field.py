@@ -55,19 +55,20 @@ def test_float64_equals_the_oracle(name):
 @pytest.mark.parametrize("name", FIELD)
 @pytest.mark.optimised
 def test_float32_keeps_its_digits_where_training_goes(name):
-    """At s = 64 and 10,000 classes, from the start of training to its end, and at angle 0 and pi.
+    """At s = 64 and 10,000 classes, from the start of training to its end, and at angle 0 and pi; in the default head.
 
-    The bounds are those of test_losses.py. They are for logits whose slope in a cosine is 64; where a loss is steeper,
-    a rounding of the cosine weighs more by that factor, `steep`. And a feature's gradient is what is left of a sum
-    after its part along the feature is taken away: four roundings of that sum, 5e-7 of it, are added.
+    The bounds are those of test_losses.py, which has the dense one, too. They are for logits whose slope in a cosine is
+    64; where a loss is steeper, a rounding of the cosine weighs more by that factor, `steep`. And a feature's gradient
+    is what is left of a sum after its part along the feature is taken away: four roundings of that sum, 5e-7 of it, are
+    added.
     """
     field = FIELD[name]
     margin = field.margin(*field.numbers)
 
-    @functools.partial(jax.jit, static_argnames="head")
-    def ours(x, w, y, head):
+    @jax.jit
+    def ours(x, w, y):
         def total(x, w):
-            losses = ms.margin_loss(x, w, y, margin, head=head)
+            losses = ms.margin_loss(x, w, y, margin)
             return losses.sum(), losses
 
         return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(x, w)
@@ -76,25 +77,23 @@ def test_float32_keeps_its_digits_where_training_goes(name):
         x, w, y = examples(16, 10_000, 64, cosine, feature_norm=field.feature_norm, dtype=np.float32)
         losses, x_bar, w_bar, along = losses_and_gradients(field, x, w, y)
         bound = (5e-6 if cosine <= 0.3 else 2e-5) * field.steep
-        for head in (ms.dense(), ms.blockwise()):
-            (_, mine), (x_mine, w_mine) = ours(x, w, y, head)
-            assert mine.dtype == x_mine.dtype == w_mine.dtype == jnp.float32
-            assert np.max(np.abs(mine - losses) / losses) <= bound
-            x_error = np.linalg.norm(np.asarray(x_mine, np.float64) - x_bar, axis=1)
-            assert np.all(x_error <= bound * np.linalg.norm(x_bar, axis=1) + 5e-7 * along)
-            # float32 ends at 1e-38, and loses digits on the way to it.
-            rows = np.linalg.norm(w_bar, axis=1) > 1e-28
-            assert largest_row_error(w_mine[rows], w_bar[rows], quantile=0.95) <= bound
-            if name != "circle":  # whose weight [c + m]_+ is 0 at c = -m: near there the row is the rounding of c
-                wide = bound + 64 * field.steep * 2.0**-23 if cosine <= 0.3 else bound
-                assert largest_row_error(w_mine[rows], w_bar[rows]) <= wide
+        (_, mine), (x_mine, w_mine) = ours(x, w, y)
+        assert mine.dtype == x_mine.dtype == w_mine.dtype == jnp.float32
+        assert np.max(np.abs(mine - losses) / losses) <= bound
+        x_error = np.linalg.norm(np.asarray(x_mine, np.float64) - x_bar, axis=1)
+        assert np.all(x_error <= bound * np.linalg.norm(x_bar, axis=1) + 5e-7 * along)
+        # float32 ends at 1e-38, and loses digits on the way to it.
+        rows = np.linalg.norm(w_bar, axis=1) > 1e-28
+        assert largest_row_error(w_mine[rows], w_bar[rows], quantile=0.95) <= bound
+        if name != "circle":  # whose weight [c + m]_+ is 0 at c = -m: near there the row is the rounding of c
+            wide = bound + 64 * field.steep * 2.0**-23 if cosine <= 0.3 else bound
+            assert largest_row_error(w_mine[rows], w_bar[rows]) <= wide
     for sign in (2.0, -0.5):
         x = np.float32(sign) * w[y]
         losses = np.real(losses_of(field, x.astype(float), w.astype(float), y, field.numbers))
-        for head in (ms.dense(), ms.blockwise()):
-            (_, mine), gradients = ours(x, w, y, head)
-            np.testing.assert_allclose(mine, losses, rtol=2e-5 * field.steep, atol=1e-30)
-            assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
+        (_, mine), gradients = ours(x, w, y)
+        np.testing.assert_allclose(mine, losses, rtol=2e-5 * field.steep, atol=1e-30)
+        assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -78,7 +78,7 @@ def test_float32_keeps_its_digits_where_training_goes(name, dim):
         x, w, y = examples(16, 10_000, dim, cosine, feature_norm=row.feature_norm, dtype=np.float32)
         _, losses, x_bar, w_bar, _ = oracle.logits_and_gradients(row.oracle, x, w, y)
         bound = 5e-6 if cosine <= 0.3 else 2e-5
-        for head in ("dense", "blockwise"):
+        for head in ("dense", "blockwise") if dim == 64 else ("blockwise",):
             ours, ours_x_bar, ours_w_bar = of(x, w, y, HEADS[head])
             assert ours.dtype == ours_x_bar.dtype == ours_w_bar.dtype == jnp.float32
             assert np.max(np.abs(ours - losses) / losses) <= bound
