@@ -54,8 +54,9 @@ def _draw(path, results, names, value, unit, title):
     for name in names:
         i = everyone.index(name)
         line = {r["shape"][2]: value(r, name) for r in results if name in r["seconds"]}
-        style = dict(color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=5, linewidth=1.5)
-        axes.plot(list(line), list(line.values()), label=name, linestyle="-" if i < len(COLOURS) else "--", **style)
+        look: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        look["linestyle"] = "-" if i < len(COLOURS) else "--"
+        axes.plot(list(line), list(line.values()), label=name, markersize=5, linewidth=1.5, **look)
         highest = max(highest, *line.values())
     absent = [(r["shape"][2], name) for r in results for name in names if "does not fit" in r["why_not"].get(name, "")]
     for i, (classes, name) in enumerate(absent):

@@ -205,7 +205,7 @@ def training_step(shape: Shape, steps: int) -> dict[str, Any]:
         return optax.apply_updates(w, updates), state, loss, features_bar
 
     state = jax.jit(optimiser.init)(w)
-    program = jax.jit(step, donate_argnums=(0, 1)).lower(w, state, x, y).compile()
+    program: Any = jax.jit(step, donate_argnums=(0, 1)).lower(w, state, x, y).compile()
     analysis = program.memory_analysis()
     seconds, losses = [], []
     for _ in tqdm(range(steps + 1), desc=f"{tuple(shape)}: training", disable=None):

@@ -186,7 +186,7 @@ def torch_loss(examples: Examples, limit: int) -> Prepared:
     torch.set_num_threads(os.cpu_count() or 1)
     x = torch.tensor(np.asarray(examples.features, np.float32), requires_grad=True)
     y = torch.tensor(np.asarray(examples.labels), dtype=torch.int64)
-    module = CosFaceLoss(classes, x.shape[1], margin=MARGIN, scale=SCALE)
+    module = CosFaceLoss(classes, x.shape[1], margin=MARGIN, scale=int(SCALE))
     module.W.data = torch.tensor(np.asarray(examples.weights, np.float32).T.copy())
 
     def run():

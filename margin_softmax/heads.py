@@ -375,7 +375,8 @@ def backward(plan: Plan, logits, reduction, rows, classes, labels, shard: Shard,
         z, pull = jax.vjp(lambda p, given, bias: logits.of(p, columns(given), bias), p, rows.given, block.classes.bias)
         p_bar, given_bar, bias_bar = pull(reduction.pull(z, block.keep, total, total_bar))
         features_bar, class_rows_bar = _products_transpose(p_bar, rows.features, class_rows, plan.precision)
-        block_bar = Classes(*pull_rows(class_rows_bar), bias_bar)
+        (weights_bar,) = pull_rows(class_rows_bar)
+        block_bar = Classes(weights_bar, bias_bar)
         rows_bar, classes_bar = bars
         rows_bar = jax.tree.map(jnp.add, rows_bar, Rows(features_bar, given_bar))
         return (rows_bar, _write(classes_bar, block_bar, where[0])), None
