@@ -146,7 +146,7 @@ def sampled(x: jax.Array, w: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def over_devices(examples: Examples, limit: int) -> Prepared:
-    """Classes shared by all devices; the bytes are those of one."""
+    """Classes shared by all devices, placed so where their number allows it; the bytes are those of one device."""
     if len(jax.devices()) == 1:
         raise MissingError("there is one device (on CPU, --devices 2 makes two of it)")
     mesh = Mesh(np.array(jax.devices()), ("classes",))
