@@ -148,7 +148,8 @@ def told(trial: Trial, result: dict[str, Any]) -> str:
 
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown: time as multiples of the bare products', and bytes besides arguments and results."""
-    names = [name for name in CANDIDATES if any(name in result["seconds"] for result in results)]
+    told = {name for r in results for name in [*r["seconds"], *(n for n, why in r["why_not"].items() if "fit" in why)]}
+    names = [name for name in CANDIDATES if name in told]
     first = results[0]
     versions = ", ".join(f"{package} {version}" for package, version in first["versions"].items())
     absent = sorted({f"{name}: {why}" for r in results for name, why in r["why_not"].items() if "not run" in why})

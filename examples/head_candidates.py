@@ -150,10 +150,9 @@ def over_devices(examples: Examples, limit: int) -> Prepared:
     if len(jax.devices()) == 1:
         raise MissingError("there is one device (on CPU, --devices 2 makes two of it)")
     mesh = Mesh(np.array(jax.devices()), ("classes",))
-    spread = [
-        jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip(examples, (P(), P("classes"), P()), strict=True)
-    ]
-    return compiled(in_head(ms.sharded("classes", mesh=mesh)), Examples(*spread), limit)
+    rows = P() if len(examples.weights) % len(jax.devices()) else P("classes")
+    placed = jax.device_put(examples, Examples(*(NamedSharding(mesh, spec) for spec in (P(), rows, P()))))
+    return compiled(in_head(ms.sharded("classes", mesh=mesh)), placed, limit)
 
 
 def tokamax_loss(examples: Examples, limit: int) -> Prepared:
