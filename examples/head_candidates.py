@@ -151,8 +151,8 @@ def over_devices(examples: Examples, limit: int) -> Prepared:
         raise MissingError("there is one device (on CPU, --devices 2 makes two of it)")
     mesh = Mesh(np.array(jax.devices()), ("classes",))
     rows = P() if len(examples.weights) % len(jax.devices()) else P("classes")
-    placed = jax.device_put(examples, Examples(*(NamedSharding(mesh, spec) for spec in (P(), rows, P()))))
-    return compiled(in_head(ms.sharded("classes", mesh=mesh)), placed, limit)
+    placed = jax.device_put(tuple(examples), tuple(NamedSharding(mesh, spec) for spec in (P(), rows, P())))
+    return compiled(in_head(ms.sharded("classes", mesh=mesh)), Examples(*placed), limit)
 
 
 def tokamax_loss(examples: Examples, limit: int) -> Prepared:
