@@ -64,11 +64,7 @@ def test_every_margin_is_the_oracles(name, request):
 @pytest.mark.optimised
 @pytest.mark.parametrize("name", ["arcface", "l_softmax_2"])
 def test_float32_keeps_its_digits(name):
-    """The bounds of test_losses.py, on four devices; the last has padding.
-
-    For 95 in 100 class rows the early bound is s 2^-26 wider, what the last rounding of a cosine below 1/2 makes of
-    p_j: products of 2,500 classes are summed in another order than those of 10,000 (5.8e-6 with the newest jax).
-    """
+    """The bounds of test_losses.py, on four devices; the last has padding."""
     row, head = MARGINS[name], ms.sharded("classes", mesh=mesh_of((4,)))
 
     @jax.jit
@@ -84,8 +80,7 @@ def test_float32_keeps_its_digits(name):
         np.testing.assert_allclose(total, losses.sum(), rtol=bound)
         assert largest_row_error(ours_x_bar, x_bar) <= bound
         assert largest_row_error(ours_w_bar, w_bar) <= (bound + 64 * 2.0**-23 if cosine <= 0.3 else bound)
-        most = bound + 64 * 2.0**-26 if cosine <= 0.3 else bound
-        assert largest_row_error(ours_w_bar, w_bar, quantile=0.95) <= most
+        assert largest_row_error(ours_w_bar, w_bar, quantile=0.95) <= bound
 
 
 @pytest.mark.parametrize(("devices", "classes"), [(1, 23), (2, 23), (8, 8), (8, 23)])
