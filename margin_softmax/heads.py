@@ -197,9 +197,10 @@ def products(features: jax.Array, weights: jax.Array, precision: Any = None) -> 
     if precision is not None:
         return _dot(features, weights, contracted, precision)
     # A matrix product may add up its terms one after the other, each sum rounded, and a logit has that error 64 times.
-    # Parts added up apart take a third to two thirds of it away. In few dimensions cosines are larger, and so is it.
+    # Parts added up apart take a third to two thirds of it away. A short sum has little of it; in few dimensions
+    # cosines, and with them the error, are larger.
     dim = features.shape[1]
-    bounds = np.linspace(0, dim, 1 + (4 if dim <= 64 else 2), dtype=int)
+    bounds = np.linspace(0, dim, 1 + (1 if dim < 16 else 4 if dim <= 64 else 2), dtype=int)
     parts = [(features[:, i:j], weights[..., i:j]) for i, j in itertools.pairwise(bounds) if i < j or not bounds[-1]]
     return functools.reduce(jnp.add, [_dot(x, w, contracted, precision) for x, w in parts])
 
