@@ -6,6 +6,7 @@ one which does not fit is known before it runs.
 """
 
 import functools
+import importlib
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -158,8 +159,8 @@ def over_devices(examples: Examples, limit: int) -> Prepared:
 def tokamax_loss(examples: Examples, limit: int) -> Prepared:
     """Its own choice of kernel, on unit vectors: it has no margin."""
     try:
-        import tokamax
-        from absl import flags
+        # Not `import`: a check of types without the peers would miss them.
+        tokamax, flags = (importlib.import_module(name) for name in ("tokamax", "absl.flags"))
     except ImportError:
         raise MissingError("tokamax is not installed") from None
     flags.FLAGS.mark_as_parsed()  # or it takes the command line for its own
@@ -174,8 +175,8 @@ def tokamax_loss(examples: Examples, limit: int) -> Prepared:
 def torch_loss(examples: Examples, limit: int) -> Prepared:
     """pytorch-metric-learning's CosFace on the CPU."""
     try:
-        import torch
-        from pytorch_metric_learning.losses import CosFaceLoss
+        torch = importlib.import_module("torch")
+        peer = importlib.import_module("pytorch_metric_learning.losses")
     except ImportError as error:
         raise MissingError(f"{error.name} is not installed") from None
     batch, classes = len(examples.features), len(examples.weights)
@@ -185,7 +186,7 @@ def torch_loss(examples: Examples, limit: int) -> Prepared:
     torch.set_num_threads(os.cpu_count() or 1)
     x = torch.tensor(np.asarray(examples.features, np.float32), requires_grad=True)
     y = torch.tensor(np.asarray(examples.labels), dtype=torch.int64)
-    module = CosFaceLoss(classes, x.shape[1], margin=MARGIN, scale=int(SCALE))
+    module = peer.CosFaceLoss(classes, x.shape[1], margin=MARGIN, scale=int(SCALE))
     module.W.data = torch.tensor(np.asarray(examples.weights, np.float32).T.copy())
 
     def run():
