@@ -1,0 +1,334 @@
+"""Verification packs, `lfw.bin` and the like: a pickle of InsightFace's with the pictures of pairs and who is the same.
+
+The pickle is `(pictures, same)`: pair i is of the pictures 2i and 2i + 1, each the bytes of a file, and same[i] says
+whether they are of one person. A pickle is a program: it may name any function that Python can import and have it
+called, as `pickle.load` does. Here no call is made. The few that NumPy and Python write for bytes and numbers are
+written down and understood afterwards; at any other name the file is refused.
+
+    python -m faces.packs lfw.bin lfw.npz
+
+makes an archive of it that is no program: `load_pairs` reads it with `allow_pickle=False`.
+"""
+
+import argparse
+import contextlib
+import io
+import math
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from faces.images import decode, encode
+from faces.pictures import BadFileError, Pairs
+
+# Of the file, and of its pictures in memory. LFW has 70 MB, and 450 MB of pictures.
+MOST_BYTES = 2**32
+NAMES = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+}
+NUMBERS = {"b1", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8"}
+
+
+def read_pack(path: Path | str, *, grey: bool = False) -> Pairs:
+    """The pairs of a `.bin` file; it has no folds, which InsightFace takes one after another from the pairs.
+
+    Pictures may be `bytes`, the `str` of Python 2, or uint8 arrays as OpenCV's `imencode` makes them; who is the same,
+    bool, NumPy's, or 0 and 1; the protocol any from 0 to 5.
+
+    Args:
+      path: of the file.
+      grey: one channel instead of three.
+
+    Raises:
+      BadFileError: the file is no such pickle, or has a name in it that no pack needs; there are not two pictures
+        for each entry of `same`; a picture cannot be read or is of another size than the first; it is all too much.
+    """
+    path = Path(path)
+    if path.stat().st_size > MOST_BYTES:
+        raise BadFileError(path, f"expected at most {MOST_BYTES:,} bytes, came {path.stat().st_size:,}.")
+    content = path.read_bytes()
+    items, same = _understood(path, _unpickled(path, content))
+    pictures = np.empty((0, 0, 0, 0), np.uint8)
+    for number, item in enumerate(items):
+        name = f"{path}, picture {number}"
+        try:
+            file = _file(item)
+        except ValueError as error:
+            raise BadFileError(name, f"expected the bytes of a file: {error}.") from error
+        try:
+            picture = decode(file, name, grey=grey)
+        except BadFileError as error:
+            raise BadFileError(name, error.args[1], _place(content, file)) from error
+        if number == 0:
+            pictures = _room(path, len(items), picture.shape)
+        if picture.shape != pictures.shape[1:]:
+            words = f"expected shape {pictures.shape[1:]}, that of picture 0, came {picture.shape}. Resize them first."
+            raise BadFileError(name, words, _place(content, file))
+        pictures[number] = picture
+    return Pairs(path.stem, pictures, np.arange(len(items)).reshape(-1, 2), same)
+
+
+def _place(content: bytes, file: bytes) -> int | None:
+    """The byte at which a picture stands in the pack; None where it stands there in other words."""
+    place = content.find(file) if file else -1
+    return place if place >= 0 else None
+
+
+def _room(path: Path, number: int, shape: tuple[int, ...]) -> np.ndarray:
+    # The pack may name one picture any number of times, in two bytes each.
+    if number * math.prod(shape) > MOST_BYTES:
+        raise BadFileError(path, f"expected at most {MOST_BYTES:,} bytes of pictures, came {number:,} of {shape}.")
+    return np.empty((number, *shape), np.uint8)
+
+
+class _Name:
+    """One of `NAMES`. Calling it makes a note of the call."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __call__(self, *arguments: object) -> "_Call":
+        return _Call(self.name, arguments)
+
+
+class _Call:
+    """A call that the pickle asks for, and the state that it would give to the result."""
+
+    __slots__ = ("arguments", "name", "state")
+
+    def __init__(self, name: str, arguments: tuple[object, ...]):
+        self.name, self.arguments, self.state = name, arguments, None
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+
+# Written in Python: where the one in C sets aside memory as the file says, this one reads what there is.
+class _Unpickler(pickle._Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in NAMES:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no pack needs and which may be harmful")
+        return _Name(name)
+
+    def _pass_over_frame(self) -> None:
+        self.read(8)  # pyright: ignore[reportAttributeAccessIssue]: frames are for reading ahead
+
+    def _refuse(self) -> None:
+        raise pickle.UnpicklingError("it asks for a name by a number, which no pack needs and which may be harmful")
+
+    dispatch = pickle._Unpickler.dispatch | {
+        pickle.FRAME[0]: _pass_over_frame,
+        pickle.BYTEARRAY8[0]: pickle._Unpickler.dispatch[pickle.BINBYTES8[0]],
+        **dict.fromkeys((pickle.EXT1[0], pickle.EXT2[0], pickle.EXT4[0]), _refuse),
+    }
+
+
+def _unpickled(path: Path, content: bytes) -> object:
+    """What the pickle holds, with `_Call` where it asks for one."""
+    stream = io.BytesIO(content)
+    try:
+        tree = _Unpickler(stream, encoding="bytes").load()
+    except Exception as error:  # of a damaged pickle it raises anything
+        ended = stream.tell() == len(content) and not isinstance(error, pickle.UnpicklingError)
+        reason = "it ends" if ended else str(error) or type(error).__name__
+        raise BadFileError(path, f"expected a pickle of (pictures, same), but {reason}.", stream.tell()) from error
+    if stream.tell() < len(content):
+        words = f"expected the end, as the pickle has ended, came {len(content) - stream.tell():,} bytes more."
+        raise BadFileError(path, words, stream.tell())
+    return tree
+
+
+def _understood(path: Path, tree: object) -> tuple[Sequence[object], np.ndarray]:
+    """The pictures, as the pickle has them, and `[M]`, bool, who is the same."""
+    if not (isinstance(tree, tuple | list) and len(tree) == 2 and isinstance(tree[0], tuple | list)):
+        raise BadFileError(path, "expected a pickle of (pictures, same), a list and a list; came another.")
+    items, same = tree[0], _same(path, tree[1])
+    if len(items) % 2:
+        raise BadFileError(path, f"expected two pictures for each pair, came {len(items):,}, an odd number.")
+    if len(items) != 2 * len(same):
+        words = f"expected two pictures for each pair, came {len(items):,} pictures and {len(same):,} entries of same."
+        raise BadFileError(path, words)
+    if not items:
+        raise BadFileError(path, "expected at least one pair, came none.")
+    return items, same
+
+
+def _same(path: Path, tree: object) -> np.ndarray:
+    try:
+        items = tree if isinstance(tree, tuple | list) else _array(tree).tolist()
+    except ValueError as error:
+        raise BadFileError(path, f"expected a list of who is the same: {error}.") from error
+    same = []
+    for number, item in enumerate(items):
+        try:
+            same.append(_flag(item))
+        except ValueError as error:
+            words = f"expected True or False, or 1 or 0, for pair {number}, whether it is of one person: {error}."
+            raise BadFileError(path, words) from error
+    return np.array(same, bool)
+
+
+def _flag(item: object) -> bool:
+    number = item if isinstance(item, int) else _array(item).item()
+    if number not in (0, 1):
+        raise ValueError("came another number")
+    return number == 1
+
+
+def _file(item: object) -> bytes:
+    array = _array(item) if isinstance(item, _Call) and item.name != "encode" else None
+    if array is None:
+        return _bytes(item)
+    if array.dtype != np.uint8:
+        raise ValueError(f"came an array of {array.dtype}")
+    return array.tobytes()
+
+
+def _array(item: object) -> np.ndarray:
+    """One of NumPy's, of one axis, as it pickles them; also its scalars."""
+    match item:
+        case _Call(name="_reconstruct", state=(_, tuple(shape), dtype, _, data)):
+            pass
+        case _Call(name="_frombuffer", arguments=(data, dtype, tuple(shape), _)):
+            pass
+        case _Call(name="scalar", arguments=(dtype, data)):
+            shape = (1,)
+        case _:
+            raise ValueError(f"came {_kind(item)}")
+    array = np.frombuffer(_bytes(data), _dtype(dtype))
+    # OpenCV made [n, 1], and makes [n].
+    if [size for size in shape if size != 1] != [array.size] * (array.size != 1):
+        raise ValueError(f"came {array.size:,} numbers that are to have another shape")
+    return array
+
+
+def _dtype(item: object) -> np.dtype:
+    match item:
+        case _Call(name="dtype", arguments=(str() | bytes() as code, *_), state=(_, str() | bytes() as order, *_)):
+            code, order = (text.decode("latin-1") if isinstance(text, bytes) else text for text in (code, order))
+            if code in NUMBERS and order in ("|", "<", ">"):
+                return np.dtype(order + code)
+    raise ValueError("came an array of neither booleans nor integers")
+
+
+def _bytes(item: object) -> bytes:
+    match item:
+        case bytes():
+            return item
+        case _Call(name="encode", arguments=(str() as text, "latin1")):  # what Python 3 writes for Python 2
+            return text.encode("latin-1")
+    raise ValueError(f"came {_kind(item)}")
+
+
+def _kind(item: object) -> str:
+    return f"a call of {item.name}" if isinstance(item, _Call) else type(item).__name__
+
+
+def write_pack(
+    path: Path | str,
+    pairs: Pairs,
+    *,
+    format: str = "JPEG",
+    quality: int = 95,
+    arrays: bool = False,
+    protocol: int = 4,
+) -> None:
+    """A `.bin` file of `pairs`, in their order. It has no room for folds, nor for which pairs share a picture.
+
+    Args:
+      path: of the file; it has its name when it is whole.
+      pairs: such as `read_pack` returns.
+      format: of pictures, 'JPEG' or 'PNG'.
+      quality: of JPEG, from 1 to 100.
+      arrays: pictures as uint8 arrays, as InsightFace's newer packs have them, instead of `bytes`.
+      protocol: of the pickle.
+
+    Raises:
+      ValueError: the pairs are not as `Pairs` says, or there are none; there is no such format, quality or protocol.
+    """
+    _refuse_unsound(pairs)
+    files: dict[int, Any] = {}
+    for number in np.unique(pairs.pairs).tolist():
+        file = encode(pairs.pictures[number], format, quality)
+        files[number] = np.frombuffer(file, np.uint8) if arrays else file
+    with _whole(Path(path)) as file:
+        pickle.dump(([files[n] for n in pairs.pairs.reshape(-1).tolist()], pairs.same.tolist()), file, protocol)
+
+
+def _refuse_unsound(pairs: Pairs) -> None:
+    pictures, numbers, same, fold = pairs[1:]
+    if pictures.dtype != np.uint8 or pictures.ndim != 4:
+        words = f"came {pictures.dtype}, {pictures.shape}"
+        raise ValueError(f"pairs.pictures: expected uint8, [N, H, W, channels], {words}.")
+    if numbers.dtype.kind not in "iu" or numbers.ndim != 2 or numbers.shape[1] != 2 or len(numbers) == 0:
+        words = f"came {numbers.dtype}, {numbers.shape}"
+        raise ValueError(f"pairs.pairs: expected integers, [M, 2], of one pair at least, {words}.")
+    if not 0 <= numbers.min() <= numbers.max() < len(pictures):
+        words = f"came {numbers.min()} to {numbers.max()}"
+        raise ValueError(f"pairs.pairs: expected numbers of pictures, 0 to {len(pictures) - 1}, {words}.")
+    if same.dtype != bool or same.shape != (len(numbers),):
+        words = f"came {same.dtype}, {same.shape}"
+        raise ValueError(f"pairs.same: expected bool, [M] = ({len(numbers)},), {words}.")
+    if fold is not None and fold.shape != same.shape:
+        raise ValueError(f"pairs.fold: expected None or [M] = ({len(numbers)},), came {fold.shape}.")
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which gets its name when it is whole."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save_pairs(path: Path | str, pairs: Pairs) -> None:
+    """An `.npz` archive of pairs, pictures and all; `load_pairs` reads it. Raises ValueError as `write_pack`."""
+    _refuse_unsound(pairs)
+    arrays: dict[str, Any] = {name: value for name, value in pairs._asdict().items() if value is not None}
+    with _whole(Path(path)) as file:
+        np.savez_compressed(file, **arrays)
+
+
+def load_pairs(path: Path | str) -> Pairs:
+    """The pairs that `save_pairs` wrote; raises `BadFileError`. Nothing in the archive is run."""
+    with open(path, "rb") as file:
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            pairs = Pairs(**arrays)._replace(name=str(arrays["name"]))
+            _refuse_unsound(pairs)
+        except Exception as error:  # of a damaged archive it raises anything
+            raise BadFileError(path, f"expected an archive that save_pairs wrote, but {error}.") from error
+    return pairs
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m faces.packs", description="Makes an archive of a pack of pairs.")
+    parser.add_argument("pack", type=Path, help="a .bin file; nothing in it is run")
+    parser.add_argument("archive", type=Path, help="the .npz file to write")
+    parser.add_argument("--grey", action="store_true", help="one channel instead of three")
+    options = parser.parse_args(arguments)
+    pairs = read_pack(options.pack, grey=options.grey)
+    save_pairs(options.archive, pairs)
+    print(f"{options.archive}: {len(pairs.same):,} pairs, {int(pairs.same.sum()):,} of them of one person.")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
