@@ -1,0 +1,114 @@
+"""One file that holds an embedding, read by a process that knows nothing else, and the command that compares faces."""
+
+import json
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import compare_faces
+import exported_embedding
+from faces.images import encode
+
+SHAPE = (6, 5, 1)
+THRESHOLDS = {0.1: 0.25, 0.01: 0.75}
+PICTURES = np.random.default_rng(0).integers(0, 256, (4, *SHAPE), np.uint8)
+WEIGHTS = np.random.default_rng(1).normal(size=(30, 8)).astype(np.float32)
+
+
+def embed(pictures):
+    features = (pictures.reshape(pictures.shape[0], -1).astype(jnp.float32) / jnp.float32(255) - jnp.float32(0.5)) @ WEIGHTS
+    return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
+
+
+def by_hand(pictures):
+    features = (pictures.reshape(len(pictures), -1) / 255 - 0.5) @ WEIGHTS.astype(np.float64)
+    return features / np.linalg.norm(features, axis=-1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported") / "embedding.zip"
+    exported_embedding.write(path, embed, SHAPE, THRESHOLDS, loss="arcface")
+    return path
+
+
+def test_a_fresh_process_finds_the_same_features_for_any_number_of_pictures(file):
+    embedding = exported_embedding.Embedding(file)
+    assert embedding.thresholds == THRESHOLDS
+    assert embedding.about["loss"] == "arcface"
+    for count in (1, 4):
+        np.testing.assert_allclose(embedding(PICTURES[:count]), by_hand(PICTURES[:count]), atol=1e-5)
+    np.testing.assert_allclose(exported_embedding.in_a_fresh_process(file, PICTURES), by_hand(PICTURES), atol=1e-5)
+    assert {path.name for path in file.parent.iterdir()} == {"embedding.zip"}
+
+
+def test_it_is_lowered_for_every_platform(file):
+    from jax import export
+
+    with zipfile.ZipFile(file) as archive:
+        function = export.deserialize(bytearray(archive.read(exported_embedding.FUNCTION)))
+    assert function.platforms == ("cpu", "cuda", "tpu")
+
+
+def test_other_pictures_and_other_files_are_refused(file, tmp_path):
+    embedding = exported_embedding.Embedding(file)
+    with pytest.raises(ValueError, match=r"pictures: expected uint8 \[N, 6, 5, 1\], came uint8 \[4, 6, 5\]"):
+        embedding(PICTURES[..., 0])
+    with pytest.raises(ValueError, match="came float32"):
+        embedding(PICTURES.astype(np.float32))
+    (tmp_path / "text.zip").write_text("no archive")
+    with pytest.raises(ValueError, match=r"text\.zip is no exported embedding"):
+        exported_embedding.Embedding(tmp_path / "text.zip")
+    with zipfile.ZipFile(tmp_path / "later.zip", "w") as archive:
+        archive.writestr("about.json", json.dumps({"format": 2}))
+        archive.writestr("embedding.jax", b"")
+    with pytest.raises(ValueError, match="expected format 1, came 2"):
+        exported_embedding.Embedding(tmp_path / "later.zip")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    paths = []
+    for index, picture in enumerate([*PICTURES[:2], PICTURES[0]]):
+        paths.append(folder / f"{index}.png")
+        paths[-1].write_bytes(encode(picture, "PNG"))
+    (folder / "large.png").write_bytes(encode(np.repeat(np.repeat(PICTURES[0], 2, 0), 2, 1), "PNG"))
+    return folder
+
+
+def told(capsys, file, *arguments):
+    assert compare_faces.main(["--embedding", str(file), *map(str, arguments)]) == 0
+    return capsys.readouterr().out
+
+
+def test_faces_are_compared(file, images, capsys):
+    names = [images / f"{index}.png" for index in range(3)]
+    expected = by_hand(PICTURES[[0, 1, 0]]) @ by_hand(PICTURES[[0, 1, 0]]).T
+    printed = told(capsys, file, *names)
+    assert f"{names[0]}  {names[2]}  1.000  one person" in printed
+    assert f"{names[0]}  {names[1]}  {expected[0, 1]:.3f}  two people" in printed
+    for row, line in zip(expected, printed.splitlines()[1:4], strict=True):
+        np.testing.assert_allclose([float(number) for number in line.split()[1:]], row, atol=6e-4)
+    answer = json.loads(told(capsys, file, *names, "--json", "--far", "0.1"))
+    np.testing.assert_allclose(answer["cosines"], expected, atol=1e-5)
+    assert answer["threshold"] == 0.25
+    assert answer["same"] == (expected >= 0.25).tolist()
+    halved = json.loads(told(capsys, file, names[0], images / "large.png", "--resize", "--json"))
+    assert halved["cosines"][0][1] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [(["0.png"], "at least two pictures"), (["0.png", "large.png"], "came 12 x 10. Cut the face out"),
+     (["0.png", "1.png", "--far", "0.5"], "one of those measured, 0.1, 0.01; came 0.5"),
+     (["0.png", "none.png"], "none.png")],
+)  # fmt: skip
+def test_what_cannot_be_compared_is_refused(more, words, file, images, capsys):
+    with pytest.raises(SystemExit):
+        compare_faces.main(
+            ["--embedding", str(file), *(str(images / word) if word.endswith("png") else word for word in more)]
+        )
+    assert words in capsys.readouterr().err
