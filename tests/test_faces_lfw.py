@@ -8,18 +8,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import fetch_lfw_pairs, fetch_lfw_people
 
-from faces import lfw as faces_lfw
-from faces.lfw import (
-    Lists,
-    find_lists,
-    lfw_of_pictures,
-    lfw_of_scikit_learn,
-    main,
-    read_lfw,
-    read_pairs,
-    read_people,
-    write_lfw,
-)
+from faces.convert_lfw import lfw_of_pictures, lfw_of_scikit_learn, main
+from faces.lfw import read_lfw, write_lfw
+from faces.lfw_lists import LIST_FILES, Lists, find_lists, read_pairs, read_people
 from faces.pictures import BadFileError
 
 COUNTS = {  # in the order of the alphabet, where capitals come first; no order of folds
@@ -458,4 +449,4 @@ def test_the_help_names_every_list(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     shown = capsys.readouterr().out
-    assert all(name in shown for name in faces_lfw.LIST_FILES)
+    assert all(name in shown for name in LIST_FILES)
