@@ -26,12 +26,16 @@ def is_traced(value: Any) -> bool:
 def real_array(name: str, value: Any) -> jax.Array:
     """`value` as an array of real floating point numbers."""
     array = _as_array(name, value)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
+    real_dtype(name, array.dtype)
+    return array
+
+
+def real_dtype(name: str, dtype: Any) -> None:
+    if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
-            f"{name}: expected real floating point numbers, came {array.dtype}. "
+            f"{name}: expected real floating point numbers, came {dtype}. "
             f"Convert it first, for example `{name}.astype(jnp.float32)`."
         )
-    return array
 
 
 def holds_reals(name: str, value: Any) -> bool:
@@ -49,7 +53,9 @@ def _as_array(name: str, value: Any) -> jax.Array:
         raise TypeError(f"{name}: expected an array, came {type(value).__name__}: {error}") from None
 
 
-def shape(name: str, array: jax.Array, expected: Sequence[int | None], letters: str, fix: str = "") -> None:
+def shape(
+    name: str, array: jax.Array | np.ndarray, expected: Sequence[int | None], letters: str, fix: str = ""
+) -> None:
     """Refuses a shape that differs from `expected` (None: any size); `letters` is how the docs write it."""
     try:
         chex.assert_shape(array, tuple(expected))
