@@ -1,105 +1,172 @@
-"""The pictures of the face example: whose they are, who is trained on, who is verified.
+"""The pictures of a run: who is trained on, and which pairs are verified.
 
-Two sources, one form: scikit-learn's Olivetti faces (40 people, ten pictures each), and faces that the example
-renders itself. People are divided into four equal folds in the order of their labels; the people of the verified
-fold are never in the training set.
+Sources by name: scikit-learn's Olivetti faces, faces that the example renders itself, LFW, a folder with one folder
+for each person, and RecordIO files. Verification packs come beside them. People who are verified are never trained on,
+where a source says who is who.
 """
 
-import os
-import subprocess
-import sys
-import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+import margin_softmax as ms
+from faces.convert_lfw import lfw_of_scikit_learn
+from faces.folders import FolderPictures
+from faces.lfw import read_lfw
+from faces.olivetti import UnavailableError, olivetti_faces
+from faces.packs import read_pack
+from faces.pictures import ArrayPictures, Pairs, Pictures
+from faces.recordio import RecordPictures
 from rendered_faces import rendered_faces
 
-SOURCES = "auto", "olivetti", "rendered"
 FOLDS = 4
-DOWNLOAD_SECONDS = 20
 RENDERED_PEOPLE = 120
 RENDERED_PICTURES = 10
+MOST_VERIFIED = 3_000  # pictures of people left out: 4.5 million pairs
+
+OF_SCIKIT_LEARN = "scikit-learn"
+NAMED = "auto", "olivetti", "rendered"
+FILES: dict[str, Callable[[Path], Pictures]] = {"folder": FolderPictures, "rec": RecordPictures}
 
 
 class Faces(NamedTuple):
-    """Pictures `[N, 64, 64]` with tones from 0 to 1, and the people on them `[N]`.
+    """Whom a run sees.
 
-    The people of `labels` are numbered from 0; those of `verified_labels` keep the numbers of the source.
+    Attributes:
+      source: its name.
+      training: pictures with their people.
+      validation: sets of pairs; the first is the one that a run reports.
     """
 
     source: str
-    pictures: np.ndarray
-    labels: np.ndarray
-    verified_pictures: np.ndarray
-    verified_labels: np.ndarray
+    training: Pictures
+    validation: tuple[Pairs, ...]
 
     @property
     def people(self) -> int:
-        return int(self.labels.max()) + 1
+        return len(self.training.names)
 
 
-class UnavailableError(Exception):
-    """A source has no pictures to give; the message says why, in one line."""
+class Choice(NamedTuple):
+    """What of a source is wanted.
 
-
-def load_faces(source: str, *, fold: int, seed: int, people: int = RENDERED_PEOPLE, interleaved: bool = False) -> Faces:
-    """The faces of `source`: 'olivetti', 'rendered', or 'auto', the first that is available.
-
-    `people` and `seed` choose who is rendered. Raises `UnavailableError` where 'olivetti' was asked for by name.
+    Attributes:
+      fold: which quarter of the people is verified; LFW has divisions of its own.
+      people: how many are rendered.
+      seed: of who is rendered.
+      interleaved: fold k has every fourth person, and not a quarter in a row.
     """
-    if source in ("auto", "olivetti"):
+
+    fold: int = 0
+    people: int = RENDERED_PEOPLE
+    seed: int = 0
+    interleaved: bool = False
+
+
+def load_faces(source: str, choice: Choice = Choice(), validation: Sequence[str] = ()) -> Faces:  # noqa: B008
+    """The faces of `source`: 'auto', 'olivetti', 'rendered', 'lfw:FILE', 'folder:PATH' or 'rec:FILE'.
+
+    'lfw:scikit-learn' is LFW as scikit-learn has downloaded it.
+
+    `validation` has packs as 'bin:FILE'. Where there are some, nobody of a folder or a RecordIO file is left out of the
+    training. Raises ValueError for what is no source, `UnavailableError` where 'olivetti' was asked for by name and
+    is not there, `BadFileError`.
+    """
+    kind, path = source_of(source)
+    if kind == "lfw":
+        archive = lfw_of_scikit_learn() if str(path) == OF_SCIKIT_LEARN else read_lfw(path)
+        training, _, tested = archive.development()
+        return with_packs(Faces(source, training, (tested,)), validation)
+    if kind in FILES:
+        pictures = FILES[kind](path)
+        return with_packs(Faces(source, pictures, ()) if validation else left_out(source, pictures, choice), validation)
+    return with_packs(left_out(*_made_or_found(kind, choice), choice), validation)
+
+
+def with_packs(faces: Faces, validation: Sequence[str]) -> Faces:
+    """Reads the packs, in the tones of the training: grey where that is grey. Raises ValueError for another size."""
+    shape = faces.training.shape
+    packs = []
+    for path in map(pack_path, validation):
+        packs.append(read_pack(path, grey=shape[2] == 1))
+        if packs[-1].pictures.shape[1:] != shape:
+            came, expected = (" x ".join(map(str, size)) for size in (packs[-1].pictures.shape[1:], shape))
+            raise ValueError(f"{path}: expected pictures of {expected} as in the training, came {came}")
+    return faces._replace(validation=(*faces.validation, *packs))
+
+
+def source_of(text: str) -> tuple[str, Path]:
+    """(kind, path) of a source; the path of those that have none is '.'. Raises ValueError."""
+    kind, colon, path = text.partition(":")
+    if kind in NAMED and not colon:
+        return kind, Path()
+    if kind in (*FILES, "lfw") and path:
+        return kind, Path(path)
+    expected = ", ".join((*NAMED, "lfw:FILE", *(f"{kind}:PATH" for kind in FILES)))
+    raise ValueError(f"expected one of {expected}; came {text!r}")
+
+
+def pack_path(text: str) -> Path:
+    kind, _, path = text.partition(":")
+    if kind != "bin" or not path:
+        raise ValueError(f"expected bin:FILE, a verification pack; came {text!r}")
+    return Path(path)
+
+
+def _made_or_found(kind: str, choice: Choice) -> tuple[str, ArrayPictures]:
+    if kind in ("auto", "olivetti"):
         try:
-            return split_people("olivetti", *olivetti_faces(), fold, interleaved)
+            return "olivetti", olivetti_faces()
         except UnavailableError as reason:
-            if source == "olivetti":
+            if kind == "olivetti":
                 raise
             print(f"No Olivetti faces: {reason}. Going on with rendered faces.")
-    pictures, labels = rendered_faces(jax.random.key(seed), people, RENDERED_PICTURES)
-    return split_people("rendered", np.asarray(pictures), np.asarray(labels), fold, interleaved)
+    tones, labels = rendered_faces(jax.random.key(choice.seed), choice.people, RENDERED_PICTURES)
+    pictures = np.round(np.asarray(tones)[..., None] * 255).astype(np.uint8)
+    names = tuple(f"rendered {person}" for person in range(choice.people))
+    return "rendered", ArrayPictures(pictures, np.asarray(labels, np.int32), names)
 
 
-def split_people(source: str, pictures: np.ndarray, labels: np.ndarray, fold: int, interleaved: bool) -> Faces:
-    """Fold k of P people verifies those from k P / 4 up to (k + 1) P / 4, or k, k + 4, k + 8, ... if interleaved."""
-    people = int(labels.max()) + 1
-    fold_of = labels % FOLDS if interleaved else labels * FOLDS // people
-    verified = fold_of == fold
-    _, relabelled = np.unique(labels[~verified], return_inverse=True)
-    return Faces(source, pictures[~verified], relabelled.astype(np.int32), pictures[verified], labels[verified])
+def left_out(source: str, pictures: Pictures, choice: Choice) -> Faces:
+    """Trains on three quarters of the people, and verifies all pairs of pictures of the others.
+
+    Fold k of P people verifies those from k P / 4 up to (k + 1) P / 4, or k, k + 4, k + 8, ... if interleaved.
+    """
+    people, labels = len(pictures.names), pictures.labels
+    fold_of = labels % FOLDS if choice.interleaved else labels.astype(np.int64) * FOLDS // people
+    verified = fold_of == choice.fold
+    count = int(verified.sum())
+    if people < 2 * FOLDS:
+        raise ValueError(f"{source}: expected at least {2 * FOLDS} people, two for each fold; came {people}")
+    if count > MOST_VERIFIED:
+        raise ValueError(
+            f"{source}: a quarter of its people have {count:,} pictures, too many to verify all pairs of them (at most "
+            f"{MOST_VERIFIED:,}). Give verification packs, or a smaller set of pairs to verify, by --validate."
+        )
+    pairs, same = ms.verification.all_pairs(labels[verified])
+    held = Pairs(f"{source}, people left out", _read(pictures, np.flatnonzero(verified)), pairs, same)
+    return Faces(source, SomePictures(pictures, np.flatnonzero(~verified)), (held,))
 
 
-def olivetti_faces(seconds: float = DOWNLOAD_SECONDS) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures [400, 64, 64] and labels [400], from scikit-learn's cache or else from its download."""
-    try:
-        from sklearn.datasets import fetch_olivetti_faces, get_data_home
-    except ImportError as error:
-        raise UnavailableError("scikit-learn is not installed") from error
-    try:
-        cache = Path(get_data_home())
-        if not any(cache.glob("olivetti*.pkz")):
-            _download_olivetti(cache, seconds)
-        pixels, labels = fetch_olivetti_faces(data_home=cache, download_if_missing=False, return_X_y=True)
-    except UnavailableError:
-        raise
-    except Exception as error:  # a damaged file raises whatever its unpickling stumbles over
-        raise UnavailableError(f"scikit-learn's cache cannot be used ({type(error).__name__}: {error})") from error
-    return np.reshape(pixels, (-1, 64, 64)), np.asarray(labels, np.int32)
+def _read(pictures: Pictures, chosen: np.ndarray) -> np.ndarray:
+    if isinstance(pictures, ArrayPictures):
+        return pictures.array[chosen]
+    return np.stack([pictures[int(index)] for index in chosen])
 
 
-def _download_olivetti(cache: Path, seconds: float) -> None:
-    """Downloads into a folder of its own and moves the complete file: nothing half-done is ever in the cache."""
-    # A process, because only a process can be ended at a time limit: a stalled connection outlives socket timeouts.
-    fetch = "import sys; from sklearn.datasets import fetch_olivetti_faces as fetch; fetch(data_home=sys.argv[1])"
-    with tempfile.TemporaryDirectory(dir=cache, prefix="olivetti-download-") as folder:
-        command = [sys.executable, "-c", fetch, folder]
-        try:
-            subprocess.run(command, timeout=seconds, check=True, capture_output=True, text=True)
-        except subprocess.TimeoutExpired as error:
-            raise UnavailableError(f"not in scikit-learn's cache, nor downloaded within {seconds:g} s") from error
-        except subprocess.CalledProcessError as error:
-            reason = (error.stderr.strip() or "no reason given").splitlines()[-1]
-            raise UnavailableError(f"not in scikit-learn's cache, and the download failed ({reason})") from error
-        for file in Path(folder).glob("olivetti*.pkz"):
-            os.replace(file, cache / file.name)
+class SomePictures:
+    """Some pictures of another source; the people who are left are numbered anew."""
+
+    def __init__(self, pictures: Pictures, chosen: np.ndarray):
+        self.pictures, self.chosen, self.shape = pictures, chosen, pictures.shape
+        people, labels = np.unique(pictures.labels[chosen], return_inverse=True)
+        self.labels, self.names = labels.astype(np.int32), tuple(pictures.names[person] for person in people)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.pictures[int(self.chosen[index])]

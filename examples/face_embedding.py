@@ -6,6 +6,8 @@
     python examples/face_embedding.py --margin "adaface(margin=0.3, scale=16)"
     python examples/face_embedding.py --data rendered --people 400 --steps 2000 --out large
     python examples/face_embedding.py --out large --data rendered --people 400 --steps 4000 --resume
+    python examples/face_embedding.py --data lfw:lfw.npz --margin "am_softmax(margin=0.2, scale=24)"
+    python examples/face_embedding.py --data rec:faces/train.rec --validate bin:faces/lfw.bin bin:faces/cfp_fp.bin
     srun --ntasks=2 python examples/face_embedding.py --distributed
 
 Runs on whatever device JAX finds. Needs the packages of the `examples` extra.
@@ -26,60 +28,81 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+import exported_embedding
 import face_figures
 import many_processes
 import margin_softmax as ms
-from face_data import FOLDS, RENDERED_PEOPLE, SOURCES, Faces, UnavailableError, load_faces
-from face_training import BATCH, HEADS, Progress, Run, embed, learning_rate
+from face_data import FOLDS, RENDERED_PEOPLE, Choice, Faces, load_faces, pack_path, source_of
+from face_recipes import RECIPES, recipe_for
+from face_training import HEADS, Progress, Run, embed, frozen
+from face_verification import Figures, Scores, Validation, raw_pixels, scores_of
+from faces.olivetti import UnavailableError
+from faces.pictures import BadFileError, Pictures
 from interruption import Interruption
 from many_devices import UnevenError
 from margin_expression import margin_names
 from margin_state import trial
-from pair_verification import Verification, pair_cosines, verification
 from training_checkpoints import Checkpoints
 
-# For some thirty people. The papers' scales and margins (64 and 0.5 for ArcFace) are for 10,000 people and more.
-MARGIN = "arcface(margin=0.2, scale=16)"
-STEPS = 450
-
-Pairs = tuple[np.ndarray, np.ndarray]
+VALIDATE_EVERY = 2000
+EXAMINED = 2000  # training pictures, at most, that are classified
 
 
 class Evaluation(NamedTuple):
     """How good the features are.
 
     Attributes:
-      verification: of the people left out.
-      pairs: the cosines behind it.
-      training_accuracy: training pictures whose nearest class is their own; no margin is applied.
+      figures: of the first set of pairs.
+      scores: behind them.
+      training_accuracy: training pictures whose nearest class is their own; no margin is applied. Of a large training
+        set it is that of some pictures.
     """
 
-    verification: Verification
-    pairs: Pairs
+    figures: Figures
+    scores: Scores
     training_accuracy: float
 
 
 def evaluate(run: Run, faces: Faces) -> Evaluation:
-    pairs = pair_cosines(embed(run.model, faces.verified_pictures), faces.verified_labels)
-    nearest, _ = ms.nearest_class(embed(run.model, faces.pictures), run.model.classes[...], head=run.head)
-    return Evaluation(verification(*pairs), pairs, float(np.mean(np.asarray(nearest) == faces.labels)))
+    pairs = faces.validation[0]
+    features, _ = embed(run.model, pairs.pictures)
+    scores = scores_of(features, pairs)
+    return Evaluation(scores.figures(), scores, training_accuracy(run, faces.training))
 
 
-def raw_pixel_pairs(faces: Faces) -> Pairs:
-    """The baseline: cosines of the pictures themselves, exactly as loaded."""
-    return pair_cosines(faces.verified_pictures.reshape(len(faces.verified_pictures), -1), faces.verified_labels)
+def training_accuracy(run: Run, pictures: Pictures) -> float:
+    chosen = np.linspace(0, len(pictures) - 1, min(EXAMINED, len(pictures))).astype(int)
+    features, _ = embed(run.model, np.stack([pictures[int(index)] for index in chosen]))
+    nearest, _ = ms.nearest_class(features, run.model.classes[...], head=run.head)
+    return float(np.mean(np.asarray(nearest) == pictures.labels[chosen]))
 
 
-def train(run: Run, steps: int, checkpoints: Checkpoints, record: dict[str, Any]) -> int | None:
-    """Trains until `steps`, with a log line each tenth and a checkpoint each quarter.
+class Plan(NamedTuple):
+    """How long a run is, and what it verifies on the way."""
+
+    steps: int
+    validation: tuple[Validation, ...]
+    validate_every: int
+
+
+def train(run: Run, plan: Plan, checkpoints: Checkpoints, record: dict[str, Any]) -> int | None:
+    """Trains until `plan.steps`, with a log line each tenth and a checkpoint each quarter.
 
     Returns the number of the signal that ended it early, or None. In both cases the last step is kept.
     """
 
     def keep():
         run.losses = [float(loss) for loss in run.losses]
-        checkpoints.save(run.step, run.model, run.optimizer, {**record, "losses": run.losses})
+        run.angles = [(float(target), float(other)) for target, other in run.angles]
+        highest = [validation.highest for validation in plan.validation]
+        checkpoints.save(run.step, run.model, run.optimizer, {**record, **run.history(), "highest": highest})
 
+    def tell(*lines):
+        for line in lines:
+            tqdm.write(line)
+            record["log"].append(line)
+
+    steps = plan.steps
     clock = Clock(run.step)
     ended_by, silent = None, not many_processes.is_first()
     bar = tqdm(total=steps, initial=run.step, unit="step", dynamic_ncols=True, disable=silent)
@@ -88,10 +111,11 @@ def train(run: Run, steps: int, checkpoints: Checkpoints, record: dict[str, Any]
             told = run.advance()
             bar.update()
             if run.step % max(1, steps // 10) == 0 or run.step == steps:
-                line = log_line(run, steps, told, clock)
-                tqdm.write(line)
-                record["log"].append(line)
+                tell(log_line(run, steps, told, clock))
             clock.start(told)
+            if run.step % plan.validate_every == 0 or run.step == steps:
+                for validation in plan.validation:
+                    tell(*validation.lines(run.model, run.step))
             if run.step % max(1, steps // 4) == 0:
                 keep()
             ended_by = many_processes.any_of(interruption.signal)
@@ -123,13 +147,13 @@ def log_line(run: Run, steps: int, told: Progress, clock: Clock) -> str:
     left = (steps - step) / speed if speed else float("nan")
     return (
         f"step {step}/{steps}  {run.batch * speed:,.0f} samples/s  loss {loss:.4f}  "
-        f"learning rate {learning_rate(step - 1):.2e}  target {np.degrees(target):.1f} deg  "
+        f"learning rate {run.learning_rate(step - 1):.2e}  target {np.degrees(target):.1f} deg  "
         f"nearest other {np.degrees(other):.1f} deg  norm {norm:.2f}  {left:.0f} s left"
     )
 
 
-def resume(run: Run, checkpoints: Checkpoints, record: dict[str, Any]) -> None:
-    """Puts the latest sound checkpoint into `run` and `record`; refuses one of another configuration."""
+def resume(run: Run, plan: Plan, checkpoints: Checkpoints, record: dict[str, Any]) -> None:
+    """Puts the latest sound checkpoint into `run`, `plan` and `record`; refuses one of another configuration."""
     latest = checkpoints.latest()
     if latest is None:
         print(f"No checkpoint to resume from in {checkpoints.folder}: starting at the first step.")
@@ -141,21 +165,22 @@ def resume(run: Run, checkpoints: Checkpoints, record: dict[str, Any]) -> None:
         differences = "; ".join(f"{name} was {found.get(name)!r}, is {wanted[name]!r}" for name in differing)
         raise SystemExit(f"Not resumed: the run in {checkpoints.folder} is another one ({differences}).")
     checkpoints.restore(step, run.model, run.optimizer)
-    run.losses, record["log"] = kept["losses"], kept["log"]
+    run.losses, run.angles, record["log"] = kept["losses"], list(map(tuple, kept["angles"])), kept["log"]
+    for validation, highest in zip(plan.validation, kept["highest"], strict=True):
+        validation.highest = highest
     print(f"Resumed after step {step}.")
 
 
-def report(name: str, result: Verification, training_accuracy: float | None = None) -> None:
+def report(name: str, result: Figures, training_accuracy: float | None = None) -> None:
+    at_far = (("1e-2", result.tar_at_far_1e2), ("1e-3", result.tar_at_far_1e3))
+    tar = "".join(f"   TAR@FAR={far} {tar:.3f}" for far, tar in at_far if tar is not None)
     trained = "" if training_accuracy is None else f"   training accuracy {training_accuracy:.3f}"
-    print(
-        f"{name:<16} accuracy {result.accuracy:.3f}   EER {result.eer:.3f}   "
-        f"TAR@FAR=1e-2 {result.tar_at_far_1e2:.3f}   TAR@FAR=1e-3 {result.tar_at_far_1e3:.3f}{trained}"
-    )
+    print(f"{name:<16} accuracy {result.accuracy:.3f}   EER {result.eer:.3f}{tar}{trained}")
 
 
 def surroundings() -> dict[str, Any]:
     """Where the numbers were made."""
-    packages = "jax", "flax", "optax", "orbax-checkpoint", "numpy"
+    packages = "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy"
     device = jax.devices()[0]
     versions = {"python": platform.python_version(), "margin_softmax": ms.__version__}
     versions |= {package: importlib.metadata.version(package) for package in packages}
@@ -167,19 +192,29 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--margin", default=MARGIN, help=f"loss with its hyper-parameters (default: {MARGIN})")
+    parser.add_argument("--margin", help="loss with its hyper-parameters (default: that of the recipe)")
     parser.add_argument(
         "--head", choices=HEADS, help="where the loss runs (default: blockwise; sharded with --distributed)"
     )
     parser.add_argument("--distributed", action="store_true", help="be one of several processes of one run; see below")
-    parser.add_argument("--data", choices=SOURCES, default="auto", help="pictures (default: auto)")
+    parser.add_argument("--data", default="auto", help="pictures; see below (default: auto)")
+    parser.add_argument("--validate", nargs="+", default=[], metavar="bin:FILE", help="verification packs")
+    parser.add_argument(
+        "--validate-every",
+        type=int,
+        default=VALIDATE_EVERY,
+        metavar="STEPS",
+        help="and at the end (default: %(default)s)",
+    )
+    parser.add_argument("--recipe", choices=RECIPES, help="network, batch and schedule; see below (default: by --data)")
     parser.add_argument(
         "--fold", type=int, choices=range(FOLDS), default=0, help="quarter of the people to verify (default: 0)"
     )
     parser.add_argument("--people", type=int, default=RENDERED_PEOPLE, help="people to render (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"of {BATCH} pictures each (default: {STEPS})")
+    parser.add_argument("--steps", type=int, help="length of the run (default: that of the recipe)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches and rendered people (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("face_embedding_run"), help="folder (default: %(default)s)")
+    parser.add_argument("--export", type=Path, metavar="FILE", help="write the trained embedding, for compare_faces.py")
     parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in --out")
     options = parser.parse_args(arguments)
     options.head = options.head or ("sharded" if options.distributed else "blockwise")
@@ -190,15 +225,29 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             many_processes.join()
         except ValueError as error:
             parser.error(f"argument --distributed: {error}")
-    try:
-        trial(options.margin)
-    except ValueError as error:
-        parser.error(f"argument --margin: {error}")
-    if options.steps < 1:
-        parser.error("argument --steps: expected at least 1")
+    refuse(parser, options)
+    return options
+
+
+def refuse(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends the program where an argument makes no sense; fills in those that depend on others."""
+    for name, check, values in (
+        ("data", source_of, [options.data]),
+        ("validate", pack_path, options.validate),
+        ("margin", trial, [options.margin] if options.margin else []),
+    ):
+        for value in values:
+            try:
+                check(value)
+            except ValueError as error:
+                parser.error(f"argument --{name}: {error}")
+    options.recipe = options.recipe or recipe_for(source_of(options.data)[0])
+    options.margin = options.margin or RECIPES[options.recipe].margin
+    for name in ("steps", "validate_every"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            parser.error(f"argument --{name.replace('_', '-')}: expected at least 1")
     if options.people < 2 * FOLDS:
         parser.error(f"argument --people: expected at least {2 * FOLDS}, two for each fold")
-    return options
 
 
 KINDS = {
@@ -218,6 +267,16 @@ def margins_by_kind() -> str:
     return "\n".join(textwrap.fill(line, 110, initial_indent="  ", subsequent_indent="    ") for line in lines)
 
 
+def recipe_lines() -> str:
+    def size(recipe):
+        return "pictures of {} x {}".format(*recipe.size) if recipe.size else "pictures in their size"
+
+    lines = (
+        f"  {name:<10} {size(recipe)}, batches of {recipe.batch}, {recipe.margin}" for name, recipe in RECIPES.items()
+    )
+    return "\n".join(lines)
+
+
 HELP = f"""
 margins:
 {margins_by_kind()}
@@ -235,9 +294,17 @@ margins:
   interclass_filter(arcface(margin=0.2, scale=16), 0.6)         a margin of a margin
 
 data:
-  olivetti   scikit-learn's Olivetti faces, 40 people with ten pictures each, from its cache or its download
-  rendered   faces that the example draws itself, ten pictures for each of --people
-  auto       olivetti if there within 20 seconds, otherwise rendered
+  olivetti      scikit-learn's Olivetti faces, 40 people with ten pictures each, from its cache or its download
+  rendered      faces that the example draws itself, ten pictures for each of --people
+  auto          olivetti if there within 20 seconds, otherwise rendered
+  folder:PATH   one folder for each person; a quarter of the people is left out and verified, unless --validate is given
+  rec:FILE      an InsightFace RecordIO file; the same
+  lfw:FILE      LFW as python -m faces.convert_lfw archives it, or lfw:scikit-learn: trains on its development people,
+                verifies its development test pairs
+  --validate bin:FILE ...   verification packs as InsightFace has them, beside or instead of people left out
+
+recipes:
+{recipe_lines()}
 
 many devices:
   --head sharded   all devices that JAX finds share the work: each has a part of the batch and of the class weights
@@ -249,7 +316,7 @@ many devices:
 
 Ctrl-C keeps a checkpoint; the same command with --resume goes on, to the same bits as a run never interrupted.
 --steps may grow. Without --resume, checkpoints of an earlier run in --out are deleted.
---out receives results.json, loss.png, roc.png, cosines.png, faces.png (rendered only) and checkpoints/.
+--out receives results.json, checkpoints/, and figures of the loss, angles, ROC, cosines and worst errors.
 """
 
 
@@ -268,41 +335,44 @@ def train_and_verify(options: argparse.Namespace, arguments: list[str] | None) -
     seconds = {"data": time.perf_counter() - started}
 
     run = run_of(options, faces)
-    raw_pairs = raw_pixel_pairs(faces)
-    raw, before = verification(*raw_pairs), evaluate(run, faces)
-    report("raw pixels", raw)
-    report("before training", before.verification, before.training_accuracy)
+    raw, before = raw_pixels(faces.validation[0]), evaluate(run, faces)
+    report("raw pixels", raw.figures())
+    report("before training", before.figures, before.training_accuracy)
 
     configuration = {"data": faces.source, "fold": options.fold, "people": faces.people, "seed": options.seed}
-    configuration |= {"margin": options.margin, "head": options.head}
+    configuration |= {"margin": options.margin, "head": options.head, "recipe": options.recipe}
     record: dict[str, Any] = {"configuration": configuration, "log": []}
+    steps = options.steps or run.recipe.steps(len(faces.training))
+    plan = Plan(steps, tuple(map(Validation, faces.validation)), options.validate_every)
     training = time.perf_counter()
     with Checkpoints(options.out / "checkpoints") as checkpoints:
         if options.resume:
-            resume(run, checkpoints, record)
+            resume(run, plan, checkpoints, record)
         else:
             checkpoints.clear()
-        ended_by = train(run, options.steps, checkpoints, record)
+        ended_by = train(run, plan, checkpoints, record)
     if ended_by is not None:
         print(f"Interrupted; step {run.step} is kept. To go on: {command_to_resume(arguments)}")
         return 128 + ended_by
     seconds["training"] = time.perf_counter() - training
 
     after = evaluate(run, faces)
-    report("after training", after.verification, after.training_accuracy)
+    report("after training", after.figures, after.training_accuracy)
     if not many_processes.is_first():
         return 0
-    draw(options.out, run, faces, {"raw pixels": raw_pairs, "before": before.pairs, "after": after.pairs}, after)
+    draw(options.out, run, faces, {"raw pixels": raw, "before": before.scores, "after": after.scores})
+    if options.export:
+        export(options.export, run, faces, after.scores, where)
     seconds["total"] = time.perf_counter() - started
     results = {
         **record,
         "steps": run.step,
         **where,
         "seconds": seconds,
-        "raw_pixels": raw._asdict(),
-        "before_training": {**before.verification._asdict(), "training_accuracy": before.training_accuracy},
-        "after_training": {**after.verification._asdict(), "training_accuracy": after.training_accuracy},
-        "losses": run.losses,
+        "raw_pixels": raw.figures()._asdict(),
+        "before_training": {**before.figures._asdict(), "training_accuracy": before.training_accuracy},
+        "after_training": {**after.figures._asdict(), "training_accuracy": after.training_accuracy},
+        **run.history(),
     }
     (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     print(f"{seconds['total']:.0f} s, {seconds['training']:.0f} s of them training. Results and figures: {options.out}")
@@ -310,14 +380,16 @@ def train_and_verify(options: argparse.Namespace, arguments: list[str] | None) -
 
 
 def faces_of(options: argparse.Namespace) -> Faces:
+    choice = Choice(options.fold, options.people, options.seed)
     try:
-        faces = load_faces(options.data, fold=options.fold, seed=options.seed, people=options.people)
+        faces = load_faces(options.data, choice, options.validate)
     except UnavailableError as reason:
         raise SystemExit(f"No Olivetti faces: {reason}. --data rendered needs none.") from reason
-    print(
-        f"{faces.source.capitalize()} faces: training on {faces.people} people, {len(faces.labels)} pictures; "
-        f"verifying {len(np.unique(faces.verified_labels))} others, {len(faces.verified_labels)} pictures."
-    )
+    except (BadFileError, ValueError, OSError) as reason:
+        raise SystemExit(f"Not started: {reason}") from reason
+    print(f"{faces.source}: training on {faces.people:,} people, {len(faces.training):,} pictures.")
+    for pairs in faces.validation:
+        print(f"Verifying {pairs.name}: {len(pairs.pictures):,} pictures, {len(pairs.same):,} pairs.")
     return faces
 
 
@@ -325,10 +397,32 @@ def run_of(options: argparse.Namespace, faces: Faces) -> Run:
     """A run that is the same in all processes."""
     try:
         many_processes.agree("command", {name: str(value) for name, value in sorted(vars(options).items())})
-        many_processes.agree("pictures", faces.pictures)
-        return Run(faces, options.margin, options.head, options.seed)
-    except (ValueError, UnevenError) as reason:
+        many_processes.agree("people", faces.training.labels)
+        many_processes.agree("first picture", faces.training[0])
+        return Run(faces.training, RECIPES[options.recipe], options.margin, options.head, options.seed)
+    except (ValueError, UnevenError, BadFileError) as reason:
         raise SystemExit(f"Not started: {reason}") from reason
+
+
+EXPORTED_RATES = 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6
+CHECKED = 8
+
+
+def export(path: Path, run: Run, faces: Faces, scores: Scores, where: dict[str, Any]) -> None:
+    """Writes the embedding, and has a process that knows nothing of this one find the same features."""
+    impostors = int(np.sum(~scores.same))
+    rates = [far for far in EXPORTED_RATES if far >= 1 / impostors]
+    thresholds = {far: float(ms.verification.threshold_at_far(*scores, far)) for far in rates}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unit_features = frozen(run.model)
+    measured_on = f"{faces.validation[0].name}, {impostors:,} impostor pairs"
+    exported_embedding.write(path, unit_features, faces.training.shape, thresholds, measured_on=measured_on, **where)
+    pictures = faces.validation[0].pictures[:CHECKED]
+    here = np.asarray(jax.jit(unit_features)(pictures))
+    apart = float(np.abs(exported_embedding.in_a_fresh_process(path, pictures) - here).max())
+    if not apart <= 1e-5:  # a feature has length 1: rounding alone is far below
+        raise SystemExit(f"{path}: a fresh process finds features that differ by {apart:.1e}; it must not be used")
+    print(f"Exported to {path}; a fresh process finds the same features, but for {apart:.0e}.")
 
 
 def command_to_resume(arguments: list[str] | None) -> str:
@@ -336,12 +430,14 @@ def command_to_resume(arguments: list[str] | None) -> str:
     return shlex.join(["python", sys.argv[0], *(word for word in given if word != "--resume"), "--resume"])
 
 
-def draw(out: Path, run: Run, faces: Faces, curves: dict[str, Pairs], after: Evaluation) -> None:
+def draw(out: Path, run: Run, faces: Faces, curves: dict[str, Scores]) -> None:
     face_figures.draw_loss(out / "loss.png", run.losses)
+    face_figures.draw_angles(out / "angles.png", run.angles)
     face_figures.draw_roc(out / "roc.png", curves)
-    face_figures.draw_cosines(out / "cosines.png", after.pairs, after.verification.threshold, after.verification.eer)
+    face_figures.draw_cosines(out / "cosines.png", curves["after"])
+    face_figures.draw_worst(out / "worst.png", faces.validation[0], curves["after"])
     if faces.source == "rendered":
-        face_figures.draw_sheet(out / "faces.png", faces.pictures, faces.labels)
+        face_figures.draw_sheet(out / "faces.png", faces.training)
 
 
 if __name__ == "__main__":

@@ -1,77 +1,62 @@
-"""Pictures of a run: the loss, the ROC, the cosines of pairs, and the rendered faces."""
+"""Pictures of a run: the loss, the ROC, the cosines of pairs, the worst errors, and the rendered faces."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from jax.typing import ArrayLike
 
-from pair_verification import receiver_operating_characteristic
+from face_verification import Scores
+from faces.pictures import Pairs, Pictures
 from rendered_faces import contact_sheet
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-# Okabe and Ito's colours, which remain apart for every kind of colour vision.
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
-
-Pairs = tuple[np.ndarray, np.ndarray]
+from margin_softmax import plots
 
 
 def draw_loss(path: Path, losses: Sequence[ArrayLike]) -> None:
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    window = max(1, len(losses) // 30)
-    mean = np.convolve(np.asarray(losses), np.ones(window) / window, mode="valid")
-    axes.plot(np.arange(1, len(losses) + 1), np.asarray(losses), color=BLUE, alpha=0.3, linewidth=1, label="each step")
-    axes.plot(np.arange(len(mean)) + (window + 1) / 2, mean, color=BLUE, linewidth=2, label=f"mean of {window} steps")
-    axes.set(xlabel="step", ylabel="loss (nats)", title="Training loss, with the margin")
-    axes.legend(frameon=False)
-    _save(figure, axes, path)
+    axes = plots.loss_curve(np.asarray(losses))
+    axes.set_title("Training loss, with the margin")
+    _save(axes.figure, path)
 
 
-def draw_roc(path: Path, curves: dict[str, Pairs]) -> None:
-    """One curve for each name, from its (genuine, impostor) cosines."""
-    figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
-    for (name, (genuine, impostor)), color, style in zip(
-        curves.items(), (GREY, ORANGE, BLUE), (":", "--", "-"), strict=True
-    ):
-        far, tar, _ = receiver_operating_characteristic(genuine, impostor)
-        axes.step(far, tar, where="post", color=color, linestyle=style, linewidth=2, label=name)
-    rates = np.geomspace(0.5 / len(impostor), 1, 200)
-    axes.plot(rates, 1 - rates, color="black", linewidth=0.7)
-    axes.annotate("equal error", (0.9, 0.1), xytext=(-4, 0), textcoords="offset points", ha="right", fontsize=8)
-    axes.set(xscale="log", xlim=(0.5 / len(impostor), 1), ylim=(0, 1.01))
-    axes.set(xlabel="false accept rate", ylabel="true accept rate", title="Verification of people never trained on")
-    axes.legend(frameon=False, loc="upper left")
-    _save(figure, axes, path)
+def draw_angles(path: Path, angles: Sequence[tuple[ArrayLike, ArrayLike]]) -> None:
+    target, other = np.asarray(angles).T
+    steps = np.arange(1, len(target) + 1)
+    axes = plots.angle_statistics(steps, {"own class": target, "nearest other class": other})
+    axes.set_title("Angles to class weights, means over batches")
+    _save(axes.figure, path)
 
 
-def draw_cosines(path: Path, pairs: Pairs, threshold: float, equal_error_rate: float) -> None:
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    lowest = min(scores.min() for scores in pairs)
-    for scores, name, color in zip(pairs, ("genuine", "impostor"), (BLUE, ORANGE), strict=True):
-        label = f"{name} pairs ({len(scores):,})"
-        axes.hist(scores, bins=60, range=(lowest, 1), density=True, color=color, alpha=0.6, label=label)
-    axes.axvline(threshold, color="black", linewidth=1, linestyle="--")
-    axes.set_ylim(top=1.2 * axes.get_ylim()[1])
-    label = f"threshold {threshold:.2f}\nequal error {equal_error_rate:.1%}"
-    axes.annotate(label, (threshold, axes.get_ylim()[1]), xytext=(5, -4), textcoords="offset points", va="top")
-    axes.set(xlabel="cosine of the two features", ylabel="density", title="Pairs of people never trained on")
-    axes.legend(frameon=False, loc="upper left")
-    _save(figure, axes, path)
+def draw_roc(path: Path, curves: Mapping[str, Scores]) -> None:
+    axes = plots.roc(curves)
+    axes.set_title("Verification of people never trained on")
+    _save(axes.figure, path)
 
 
-def draw_sheet(path: Path, pictures: np.ndarray, labels: np.ndarray, people: int = 8) -> None:
+def draw_cosines(path: Path, scores: Scores) -> None:
+    axes = plots.score_histogram(*scores)
+    axes.set(xlabel="cosine of the two features", title="Pairs of people never trained on")
+    _save(axes.figure, path)
+
+
+def draw_worst(path: Path, pairs: Pairs, scores: Scores) -> None:
+    figure, axes = plt.subplots(1, 2, figsize=(9, 5), layout="constrained")
+    for draw, ax in zip((plots.worst_false_accepts, plots.worst_false_rejects), axes, strict=True):
+        draw(pairs.pictures, pairs.pairs, *scores, ax=ax)
+    _save(figure, path)
+
+
+def draw_sheet(path: Path, pictures: Pictures, people: int = 8) -> None:
     """The pictures of the first people, one row for each."""
-    columns = int(np.sum(labels == labels[0]))
-    sheet = np.asarray(contact_sheet(pictures[: people * columns], columns))
-    plt.imsave(path, sheet, cmap="gray", vmin=0, vmax=1)
+    columns = int(np.sum(pictures.labels == pictures.labels[0]))
+    tones = np.stack([pictures[index][..., 0] for index in range(people * columns)]) / 255
+    plt.imsave(path, np.asarray(contact_sheet(tones, columns)), cmap="gray", vmin=0, vmax=1)
 
 
-def _save(figure, axes, path):
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
+def _save(figure, path):
     figure.savefig(path, dpi=120)
     plt.close(figure)

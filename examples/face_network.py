@@ -1,19 +1,16 @@
-"""A small residual network that maps a face to a feature vector, and the class weights that go with it."""
+"""What maps a face to a feature vector, and the class weights that go with it."""
 
 import itertools
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax import numpy as jnp
 
-from face_augmentation import SIDE
-
-FEATURES = 128
-WIDTHS = (16, 32, 64)
+Shape = tuple[int, int, int]
 
 
-class ResidualBlock(nnx.Module):
+class StridedBlock(nnx.Module):
     """Two convolutions beside a projection, at half the resolution of the input."""
 
     def __init__(self, width_in: int, width: int, *, rngs: nnx.Rngs):
@@ -29,27 +26,113 @@ class ResidualBlock(nnx.Module):
         return y + self.shortcut(x)
 
 
+class SmallBackbone(nnx.Module):
+    """Pictures `[B, *shape]` -> features `[B, D]`, in seconds on two cores: four convolution stages of few channels."""
+
+    widths = 16, 32, 64
+
+    def __init__(self, shape: Shape, features: int, *, rngs: nnx.Rngs):
+        self.shape, self.features = shape, features
+        height, width, channels = shape
+        self.stem = nnx.Conv(channels, self.widths[0], (3, 3), strides=2, use_bias=False, rngs=rngs)
+        widths = itertools.pairwise((self.widths[0], *self.widths))
+        self.blocks = nnx.List(StridedBlock(width_in, width_out, rngs=rngs) for width_in, width_out in widths)
+        self.norm = nnx.BatchNorm(self.widths[-1], rngs=rngs)
+        pixels = (height // 16) * (width // 16)
+        self.linear = nnx.Linear(self.widths[-1] * pixels, features, use_bias=False, rngs=rngs)
+        # Batch normalisation of the features themselves, as in ArcFace's network: no scale can run away.
+        self.feature_norm = nnx.BatchNorm(features, rngs=rngs)
+
+    def __call__(self, pictures: Array) -> Array:
+        x = self.stem(pictures)
+        for block in self.blocks:
+            x = block(x)
+        x = nnx.relu(self.norm(x))
+        return self.feature_norm(self.linear(x.reshape(x.shape[0], -1)))
+
+
+class ResidualBlock(nnx.Module):
+    """Two convolutions beside the input, averaged over 2 x 2 pixels first where the resolution is to be halved.
+
+    Averaging comes before the convolutions because the derivative of a strided one is slow on CPUs.
+    """
+
+    def __init__(self, width_in: int, width: int, *, halve: bool, rngs: nnx.Rngs):
+        self.halve = halve
+        self.norm1 = nnx.BatchNorm(width_in, rngs=rngs)
+        self.conv1 = nnx.Conv(width_in, width, (3, 3), use_bias=False, rngs=rngs)
+        self.norm2 = nnx.BatchNorm(width, rngs=rngs)
+        self.conv2 = nnx.Conv(width, width, (3, 3), use_bias=False, rngs=rngs)
+        # A scale of zero: the block begins as its shortcut.
+        self.norm3 = nnx.BatchNorm(width, scale_init=nnx.initializers.zeros_init(), rngs=rngs)
+        self.shortcut = None if width == width_in else nnx.Conv(width_in, width, (1, 1), use_bias=False, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        x = averaged(x) if self.halve else x
+        y = nnx.relu(self.norm2(self.conv1(self.norm1(x))))
+        y = self.norm3(self.conv2(y))
+        return y + (x if self.shortcut is None else self.shortcut(x))
+
+
+def averaged(x: Array) -> Array:
+    """Means over 2 x 2 pixels: [B, H, W, channels] -> [B, H / 2, W / 2, channels]."""
+    count, height, width, channels = x.shape
+    return x.reshape(count, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+
+
+class ResidualBackbone(nnx.Module):
+    """Pictures `[B, *shape]` -> features `[B, D]`; H and W multiples of 16. Each stage halves the resolution."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        features: int,
+        *,
+        widths: tuple[int, ...] = (32, 64, 128, 256),
+        blocks: tuple[int, ...] = (0, 1, 1, 1),
+        dropout: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        self.shape, self.features = shape, features
+        height, width, channels = shape
+        # Each 2 x 2 pixels become four channels: the first convolution, of few channels, is the slowest of all.
+        self.stem = nnx.Conv(4 * channels, widths[0], (3, 3), use_bias=False, rngs=rngs)
+        stages, width_in = [], widths[0]
+        for stage, (width_out, count) in enumerate(zip(widths, blocks, strict=True)):
+            for place in range(count):
+                stages.append(ResidualBlock(width_in, width_out, halve=stage > 0 and place == 0, rngs=rngs))
+                width_in = width_out
+        self.blocks = nnx.List(stages)
+        self.norm = nnx.BatchNorm(width_in, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+        pixels = (height >> len(widths)) * (width >> len(widths))
+        self.linear = nnx.Linear(width_in * pixels, features, use_bias=False, rngs=rngs)
+        self.feature_norm = nnx.BatchNorm(features, use_scale=False, rngs=rngs)
+
+    def __call__(self, pictures: Array) -> Array:
+        count, height, width, channels = pictures.shape
+        x = pictures.reshape(count, height // 2, 2, width // 2, 2, channels)
+        x = self.stem(x.transpose(0, 1, 3, 2, 4, 5).reshape(count, height // 2, width // 2, 4 * channels))
+        for block in self.blocks:
+            x = block(x)
+        x = self.dropout(self.norm(x).reshape(count, -1))
+        return self.feature_norm(self.linear(x))
+
+
+Backbone = SmallBackbone | ResidualBackbone
+
+
 class FaceNetwork(nnx.Module):
-    """Pictures [B, 32, 32] -> features [B, 128]; `classes` [C, 128] is one weight row per person.
+    """A backbone, and one row of weights `[C, D]` for each person.
 
     `margin_state` holds what the loss carries and learns; it stands here to be trained and kept with the rest.
     """
 
-    def __init__(self, people: int, margin_state: nnx.Module, *, rngs: nnx.Rngs):
-        self.stem = nnx.Conv(1, WIDTHS[0], (3, 3), strides=2, use_bias=False, rngs=rngs)
-        widths = itertools.pairwise((WIDTHS[0], *WIDTHS))
-        self.blocks = nnx.List(ResidualBlock(width_in, width, rngs=rngs) for width_in, width in widths)
-        self.norm = nnx.BatchNorm(WIDTHS[-1], rngs=rngs)
-        side = SIDE // 2 ** (1 + len(WIDTHS))
-        self.features = nnx.Linear(WIDTHS[-1] * side * side, FEATURES, use_bias=False, rngs=rngs)
-        # Batch normalisation of the features themselves, as in ArcFace's network: no scale can run away.
-        self.feature_norm = nnx.BatchNorm(FEATURES, rngs=rngs)
-        self.classes = nnx.Param(jax.random.normal(rngs.params(), (people, FEATURES)) / jnp.sqrt(FEATURES))
+    def __init__(self, backbone: Backbone, people: int, margin_state: nnx.Module, *, rngs: nnx.Rngs):
+        self.backbone = backbone
+        features = backbone.features
+        self.classes = nnx.Param(jax.random.normal(rngs.params(), (people, features)) / jnp.sqrt(features))
         self.margin_state = margin_state
 
     def __call__(self, pictures: Array) -> Array:
-        x = self.stem(pictures[..., None])
-        for block in self.blocks:
-            x = block(x)
-        x = nnx.relu(self.norm(x))
-        return self.feature_norm(self.features(x.reshape(len(x), -1)))
+        return self.backbone(pictures)

@@ -1,6 +1,7 @@
 """Training a face network with a margin softmax loss: what happens in one step, and nothing around it."""
 
 import functools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -9,22 +10,19 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
-from jax.typing import ArrayLike
 
 import margin_softmax as ms
-from face_augmentation import augment, shrink, standardise
-from face_data import Faces
-from face_network import FaceNetwork
-from many_devices import all_devices, head_over, keep_in_place, lay_out, refuse_uneven, split
+from face_augmentation import as_seen, augment, standardise
+from face_batches import FaceBatch, batches
+from face_network import FaceNetwork, Shape
+from face_recipes import Recipe
+from faces.pictures import Pictures
+from many_devices import all_devices, head_over, keep_in_place, lay_out, of_all_processes, refuse_uneven, split
 from margin_expression import Known, margin_at
 from margin_state import Batch, MarginState, trial
 
 ON_ONE_DEVICE = {"blockwise": ms.blockwise(), "dense": ms.dense()}
 HEADS = *ON_ONE_DEVICE, "sharded"
-BATCH = 64
-WEIGHT_DECAY = 0.05
-# A constant end, and not the number of steps asked for: a run of 2 N steps begins as one of N.
-learning_rate = optax.warmup_cosine_decay_schedule(0.0, 3e-3, warmup_steps=30, decay_steps=450, end_value=1.5e-4)
 EMBEDDED_AT_ONCE = 300
 
 
@@ -40,52 +38,73 @@ class Progress(NamedTuple):
 class Run:
     """A network in training. Step n is a function of the seed, of n and of the state before it, and of nothing else."""
 
-    def __init__(self, faces: Faces, margin: str, head: str, seed: int):
-        self.pictures, self.labels = shrink(jnp.asarray(faces.pictures)), jnp.asarray(faces.labels)
-        self.batch = min(BATCH, len(faces.labels))
+    def __init__(self, pictures: Pictures, recipe: Recipe, margin: str, head: str, seed: int):
+        self.pictures, self.recipe, self.seed = pictures, recipe, seed
+        people = len(pictures.names)
+        self.batch = min(recipe.batch, len(pictures))
         self.mesh = all_devices() if head == "sharded" else None
         refuse_uneven(self.batch, self.mesh)
         self.head = ON_ONE_DEVICE[head] if self.mesh is None else head_over(self.mesh)
-        known = Known(faces.people, self.batch, counts=np.bincount(faces.labels, minlength=faces.people))
+        self.labels = jnp.asarray(pictures.labels)
+        known = Known(people, self.batch, counts=np.bincount(pictures.labels, minlength=people))
         self.margin_at = margin_at(margin, known)
         start_key, self.key = jax.random.split(jax.random.key(seed))
-        tx = optimiser(decay_classes=not normalises_weights(trial(margin)))
-        state = MarginState(self.margin_at(0), known)
-        self.model, self.optimizer = start(start_key, state, people=faces.people, tx=tx)
+        self.learning_rate = recipe.learning_rate(recipe.steps(len(pictures)))
+        tx = optimiser(recipe, len(pictures), decay_classes=not normalises_weights(trial(margin)))
+        state, shape = MarginState(self.margin_at(0), known, recipe.features), recipe.shape(pictures.shape)
+        self.model, self.optimizer = start(start_key, state, recipe=recipe, shape=shape, people=people, tx=tx)
         lay_out(self.mesh, self.model, self.optimizer)
         self.losses: list[float | Array] = []
+        self.angles: list[tuple[float | Array, float | Array]] = []
+        self._batches: tuple[int, Iterator[FaceBatch]] | None = None
 
     @property
     def step(self) -> int:
         return len(self.losses)
 
+    def history(self) -> dict[str, list[Any]]:
+        """Of every step, for a record: JSON once they are floats."""
+        return {"losses": self.losses, "angles": self.angles}
+
     def advance(self) -> Progress:
         key, margin = jax.random.fold_in(self.key, self.step), self.margin_at(self.step)
-        data = self.pictures, self.labels
-        static: dict[str, Any] = dict(batch=self.batch, head=self.head, mesh=self.mesh)
-        progress = train_step(self.model, self.optimizer, *data, margin, key, self.step, **static)
-        self.losses.append(progress.loss)
-        return progress
+        batch = of_all_processes(self.mesh, self._next_batch())
+        static: dict[str, Any] = dict(recipe=self.recipe, head=self.head, mesh=self.mesh)
+        told = train_step(self.model, self.optimizer, batch, self.labels, margin, key, self.step, **static)
+        self.losses.append(told.loss)
+        self.angles.append((told.target_angle, told.other_angle))
+        return told
+
+    def _next_batch(self) -> FaceBatch:
+        """That of this step, which is not the one after the last where a checkpoint was put in between."""
+        if self._batches is None or self._batches[0] != self.step:
+            place = dict(process=jax.process_index(), processes=jax.process_count()) if self.mesh is not None else {}
+            self._batches = self.step, batches(self.pictures, self.batch, self.seed, start=self.step, **place)
+        _, iterator = self._batches
+        self._batches = self.step + 1, iterator
+        return next(iterator)
 
 
-@functools.partial(nnx.jit, static_argnames=("people", "tx"))
+@functools.partial(nnx.jit, static_argnames=("recipe", "shape", "people", "tx"))
 def start(
-    key: Array, state: MarginState, *, people: int, tx: optax.GradientTransformation
+    key: Array, state: MarginState, *, recipe: Recipe, shape: Shape, people: int, tx: optax.GradientTransformation
 ) -> tuple[FaceNetwork, nnx.Optimizer]:
-    model = FaceNetwork(people, state, rngs=nnx.Rngs(key))
+    rngs = nnx.Rngs(key)
+    model = FaceNetwork(recipe.backbone(shape, recipe.features, rngs=rngs), people, state, rngs=rngs)
     return model, nnx.Optimizer(model, tx, wrt=nnx.Param)
 
 
-@functools.partial(nnx.jit, static_argnames=("batch", "head", "mesh"))
-def train_step(model, optimizer, pictures, all_labels, margin, key, step, *, batch, head, mesh) -> Progress:
-    batch_key, augment_key = jax.random.split(key)
-    margin_key = jax.random.fold_in(key, 2)  # and not one of three: splitting in three would change the other two
-    chosen = split(jax.random.choice(batch_key, len(all_labels), (batch,), replace=False), mesh)
-    pictures, labels = augment(augment_key, pictures[chosen]), all_labels[chosen]
+@functools.partial(nnx.jit, static_argnames=("recipe", "head", "mesh"))
+def train_step(model, optimizer, batch, all_labels, margin, key, step, *, recipe, head, mesh) -> Progress:
+    # Of a batch's key only the second half is used; the first once chose the batch, and the margin's is folded in.
+    _, augment_key = jax.random.split(key)
+    margin_key = jax.random.fold_in(key, 2)
+    raw, labels, examples = split(batch, mesh)
+    pictures = augment(augment_key, as_seen(raw, model.backbone.shape[:2]), recipe.changes)
 
     def mean_loss(model):
         features, classes = model(pictures), model.classes[...]
-        shown = Batch(features, classes, labels, chosen, all_labels, step, margin_key, head)
+        shown = Batch(features, classes, labels, examples, all_labels, step, margin_key, head)
         complete = model.margin_state.complete(margin, shown)
         loss = ms.margin_loss(features, classes, labels, complete, head=head).mean() + model.margin_state.penalty()
         return loss, progress(features, classes, labels, loss)
@@ -110,14 +129,14 @@ def progress(features: Array, classes: Array, labels: Array, loss: Array) -> Pro
 
 
 @functools.cache  # equal optimisers must be one object, or each run would compile its own training step
-def optimiser(*, decay_classes: bool) -> optax.GradientTransformation:
+def optimiser(recipe: Recipe, pictures: int, *, decay_classes: bool) -> optax.GradientTransformation:
     def decayed(parameters):
         def of(path, leaf):
             return leaf.ndim > 1 and (decay_classes or "classes" not in jax.tree_util.keystr(path))
 
         return jax.tree.map_with_path(of, parameters)
 
-    return optax.adamw(learning_rate, weight_decay=WEIGHT_DECAY, mask=decayed)
+    return optax.adamw(recipe.learning_rate(recipe.steps(pictures)), weight_decay=recipe.weight_decay, mask=decayed)
 
 
 def normalises_weights(margin: ms.Margin) -> bool:
@@ -126,15 +145,38 @@ def normalises_weights(margin: ms.Margin) -> bool:
     return bool(length == 1)
 
 
-def embed(model: FaceNetwork, pictures: ArrayLike) -> Array:
-    """Features [N, D] of pictures [N, H, W]: the sum over each picture and its mirror image."""
-    small = standardise(shrink(jnp.asarray(pictures)))
+def embed(model: FaceNetwork, pictures: np.ndarray | Array) -> tuple[Array, Array]:
+    """Of pictures [N, H, W, channels]: features [N, D], the sum over each picture and its mirror image, and norms [N].
+
+    The norms are the means over the two pictures.
+    """
     model.eval()
-    parts = [_embed(model, small[at : at + EMBEDDED_AT_ONCE]) for at in range(0, len(small), EMBEDDED_AT_ONCE)]
+    parts = [
+        _embed(model, jnp.asarray(pictures[at : at + EMBEDDED_AT_ONCE]))
+        for at in range(0, len(pictures), EMBEDDED_AT_ONCE)
+    ]
     model.train()
-    return jnp.concatenate(parts)
+    features, norms = zip(*parts, strict=True)
+    return jnp.concatenate(features), jnp.concatenate(norms)
 
 
 @nnx.jit
 def _embed(model, pictures):
-    return model(pictures) + model(pictures[:, :, ::-1])
+    seen = standardise(as_seen(pictures, model.backbone.shape[:2]))
+    both = jnp.stack([model(seen), model(seen[:, :, ::-1])])
+    return both.sum(0), jnp.linalg.norm(both, axis=-1).mean(0)
+
+
+def frozen(model: FaceNetwork) -> Callable[[Array], Array]:
+    """What `embed` does, as a pure function that holds the weights and returns unit features."""
+    model.eval()
+    graph, state = nnx.split(model.backbone)
+    model.train()
+
+    def unit_features(pictures):
+        backbone = nnx.merge(graph, state)
+        seen = standardise(as_seen(pictures, backbone.shape[:2]))
+        features = backbone(seen) + backbone(seen[:, :, ::-1])
+        return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+
+    return unit_features

@@ -1,59 +1,76 @@
-"""Face verification: are two pictures of one person? Scores over all pairs of a set of pictures."""
+"""How well features tell people apart: the figures of a set of pairs, and the three lines that face people know."""
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
-from jax.typing import ArrayLike
 
 import margin_softmax as ms
+from face_network import FaceNetwork
+from face_training import embed
+from faces.pictures import Pairs
+
+verification = ms.verification
 
 
-class Verification(NamedTuple):
+class Figures(NamedTuple):
     """How well one threshold on the cosine separates genuine from impostor pairs.
 
     Attributes:
       accuracy: where it is largest, genuine and impostor pairs counting alike however many there are of each.
       eer: equal error rate, where as many impostors are accepted as genuine pairs refused.
-      tar_at_far_1e2, tar_at_far_1e3: genuine pairs accepted where at most 1 % (0.1 %) of the impostors are.
+      tar_at_far_1e2, tar_at_far_1e3: genuine pairs accepted where at most 1 % (0.1 %) of the impostors are; None where
+        there are too few of these to say.
       threshold: the cosine at the equal error rate.
     """
 
     accuracy: float
     eer: float
-    tar_at_far_1e2: float
-    tar_at_far_1e3: float
+    tar_at_far_1e2: float | None
+    tar_at_far_1e3: float | None
     threshold: float
 
 
-def pair_cosines(features: ArrayLike, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines of all genuine pairs and of all impostor pairs."""
-    features = jnp.asarray(features)
-    cosines = np.asarray(ms.cosines(features, features))
-    first, second = np.triu_indices(len(labels), k=1)
-    scores, genuine = cosines[first, second], labels[first] == labels[second]
-    return scores[genuine], scores[~genuine]
+class Scores(NamedTuple):
+    """Cosines of pairs, `[M]`, and which are genuine."""
+
+    scores: np.ndarray
+    same: np.ndarray
+
+    def figures(self) -> Figures:
+        roc = verification.roc(*self)
+        impostors = np.sum(~self.same)
+        percent, permille = (
+            float(verification.tar_at_far(*self, far)) if far >= 1 / impostors else None for far in (1e-2, 1e-3)
+        )
+        accuracy = float(np.max(roc.tar + 1 - roc.far) / 2)
+        return Figures(accuracy, verification.eer(*self), percent, permille, verification.threshold_at_eer(*self))
 
 
-def receiver_operating_characteristic(
-    genuine: np.ndarray, impostor: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(false accept rate, true accept rate, threshold) at every score, from the strictest threshold on."""
-    thresholds = np.unique(np.concatenate([genuine, impostor]))[::-1]
-
-    def accepted(scores):
-        return 1 - np.searchsorted(np.sort(scores), thresholds, side="left") / len(scores)
-
-    return accepted(impostor), accepted(genuine), thresholds
+def scores_of(features: np.ndarray | jax.Array, pairs: Pairs) -> Scores:
+    return Scores(np.asarray(verification.pair_cosines(features, pairs.pairs)), pairs.same)
 
 
-def verification(genuine: np.ndarray, impostor: np.ndarray) -> Verification:
-    far, tar, thresholds = receiver_operating_characteristic(genuine, impostor)
-    crossing = int(np.argmax(far >= 1 - tar))
-    return Verification(
-        accuracy=float(np.max(tar + 1 - far) / 2),
-        eer=float((far[crossing] + 1 - tar[crossing]) / 2),
-        tar_at_far_1e2=float(np.max(tar, where=far <= 1e-2, initial=0)),
-        tar_at_far_1e3=float(np.max(tar, where=far <= 1e-3, initial=0)),
-        threshold=float(thresholds[crossing]),
-    )
+def raw_pixels(pairs: Pairs) -> Scores:
+    """The baseline: cosines of the pictures themselves, exactly as loaded."""
+    return scores_of(pairs.pictures.reshape(len(pairs.pictures), -1).astype(np.float32), pairs)
+
+
+class Validation:
+    """One set of pairs, verified again and again while a network trains."""
+
+    def __init__(self, pairs: Pairs, highest: float = 0.0):
+        self.pairs, self.highest = pairs, highest
+
+    def lines(self, model: FaceNetwork, step: int) -> list[str]:
+        """XNorm, Accuracy-Flip and Accuracy-Highest, as InsightFace prints them: ten folds, standard deviation."""
+        features, norms = embed(model, self.pairs.pictures)
+        folds = 10 if self.pairs.fold is None else self.pairs.fold
+        accuracy = verification.kfold_accuracy(*scores_of(features, self.pairs), folds=folds)
+        self.highest = max(self.highest, accuracy.mean)
+        name = f"[{self.pairs.name}][{step}]"
+        return [
+            f"{name}XNorm: {float(norms.mean()):.6f}",
+            f"{name}Accuracy-Flip: {accuracy.mean:.5f}+-{accuracy.standard_deviation:.5f}",
+            f"{name}Accuracy-Highest: {self.highest:.5f}",
+        ]

@@ -61,6 +61,13 @@ def _update(mesh: Mesh | None, modules: tuple[nnx.Pytree, ...], function: Callab
         )
 
 
+def of_all_processes(mesh: Mesh | None, batch: Any) -> Any:
+    """What each process has of a batch, as one batch."""
+    if mesh is None:
+        return batch
+    return jax.tree.map(lambda part: jax.make_array_from_process_local_data(NamedSharding(mesh, P(AXIS)), part), batch)
+
+
 def split(examples: Any, mesh: Mesh | None) -> Any:
     """What belongs to examples, inside `jit`: a part of the batch on each device."""
     return examples if mesh is None else jax.lax.with_sharding_constraint(examples, NamedSharding(mesh, P(AXIS)))

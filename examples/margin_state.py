@@ -14,19 +14,19 @@ from flax import nnx
 from jax import Array
 
 import margin_softmax as ms
-from face_network import FEATURES
 from margin_expression import Known, Later, margin_at, margin_names
 
+MADE_UP_FEATURES = 8
 MADE_UP = Known(num_classes=6, batch=4, counts=np.arange(1, 7))
 # A schedule may start within the bounds of a margin and leave them; all of them are at their ends by the last of these.
 TRIED_STEPS = 0, 10**9
 
 STARTS = {
-    "update_curricularface": lambda known: jnp.float32(0.0),
-    "update_adaface": lambda known: ms.AdaFaceState(*map(jnp.float32, ms.AdaFaceState())),
-    "update_adacos": lambda known: jnp.float32(ms.adacos(known.num_classes).scale),
-    "update_kappaface": lambda known: jnp.zeros((known.counts.sum(), FEATURES)),
-    "kappaface_margins": lambda known: jnp.zeros(known.num_classes),
+    "update_curricularface": lambda known, width: jnp.float32(0.0),
+    "update_adaface": lambda known, width: ms.AdaFaceState(*map(jnp.float32, ms.AdaFaceState())),
+    "update_adacos": lambda known, width: jnp.float32(ms.adacos(known.num_classes).scale),
+    "update_kappaface": lambda known, width: jnp.zeros((known.counts.sum(), width)),
+    "kappaface_margins": lambda known, width: jnp.zeros(known.num_classes),
 }
 
 
@@ -59,15 +59,15 @@ class Carried(nnx.Variable):
 
 
 class MarginState(nnx.Module):
-    """The state of one margin; empty for most."""
+    """The state of one margin over features `[B, width]`; empty for most."""
 
-    def __init__(self, margin: ms.Margin | Later, known: Known):
+    def __init__(self, margin: ms.Margin | Later, known: Known, width: int):
         calls = list(margin.calls()) if isinstance(margin, Later) else []
         names = [call.name for call in calls]
         for name in names:
             if name in STARTS and names.count(name) > 1:
                 raise ValueError(f"{name!r} is asked for {names.count(name)} times: a margin carries one of a kind")
-        self.carried = nnx.Dict({name: Carried(STARTS[name](known)) for name in names if name in STARTS})
+        self.carried = nnx.Dict({name: Carried(STARTS[name](known, width)) for name in names if name in STARTS})
         self.learned = nnx.Dict({name: nnx.Param(start) for call in calls for name, start in _learned(call, known)})
 
     def complete(self, value: Any, batch: Batch) -> Any:
@@ -99,7 +99,10 @@ def trial(text: str, known: Known = MADE_UP) -> ms.Margin:
     """The margin of `text` for a made-up batch. Raises ValueError, saying what is wrong, where there is none."""
     at = margin_at(text, known)
     try:
-        margin, _ = (MarginState(at(step), known).complete(at(step), made_up_batch(known)) for step in TRIED_STEPS)
+        margin, _ = (
+            MarginState(at(step), known, MADE_UP_FEATURES).complete(at(step), made_up_batch(known))
+            for step in TRIED_STEPS
+        )
     except TypeError as error:
         raise ValueError(str(error)) from error
     if not isinstance(margin, ms.Margin):
@@ -110,8 +113,8 @@ def trial(text: str, known: Known = MADE_UP) -> ms.Margin:
 def made_up_batch(known: Known) -> Batch:
     random = np.random.default_rng(0)
     return Batch(
-        features=jnp.asarray(random.normal(size=(known.batch, FEATURES)), jnp.float32),
-        weights=jnp.asarray(random.normal(size=(known.num_classes, FEATURES)), jnp.float32),
+        features=jnp.asarray(random.normal(size=(known.batch, MADE_UP_FEATURES)), jnp.float32),
+        weights=jnp.asarray(random.normal(size=(known.num_classes, MADE_UP_FEATURES)), jnp.float32),
         labels=jnp.arange(known.batch) % known.num_classes,
         examples=jnp.arange(known.batch),
         all_labels=jnp.repeat(jnp.arange(known.num_classes), known.counts),

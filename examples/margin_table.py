@@ -23,11 +23,12 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from face_data import FOLDS, load_faces
-from face_embedding import STEPS, evaluate, raw_pixel_pairs, surroundings
-from face_training import BATCH, Run
+from face_data import FOLDS, Choice, load_faces
+from face_embedding import evaluate, surroundings
+from face_recipes import SMALL
+from face_training import Run
+from face_verification import raw_pixels
 from measured_runs import measure_all
-from pair_verification import verification
 
 # The blend falls to 20 within 5 steps, to 5 within 20; A-Softmax's authors leave 5 to the end, too. Blends that go on
 # towards 0 were tried first, with fewer features (L- and A-Softmax so had a second round): equal error 0.11 to 0.19.
@@ -70,16 +71,16 @@ class Trial(NamedTuple):
 
 def measure(trial: Trial) -> dict[str, Any]:
     started = time.perf_counter()
-    faces = load_faces("olivetti", fold=trial.fold, seed=trial.seed, interleaved=trial.interleaved)
-    run = Run(faces, trial.margin, "blockwise", trial.seed)
+    faces = load_faces("olivetti", Choice(trial.fold, interleaved=trial.interleaved))
+    run = Run(faces.training, SMALL, trial.margin, "blockwise", trial.seed)
     for _ in range(trial.steps):
         run.advance()
     after = evaluate(run, faces)
     return {
         **trial._asdict(),
         **surroundings(),
-        "raw_pixels": verification(*raw_pixel_pairs(faces))._asdict(),
-        "after_training": {**after.verification._asdict(), "training_accuracy": after.training_accuracy},
+        "raw_pixels": raw_pixels(faces.validation[0]).figures()._asdict(),
+        "after_training": {**after.figures._asdict(), "training_accuracy": after.training_accuracy},
         "last_loss": float(run.losses[-1]),
         "seconds": time.perf_counter() - started,
     }
@@ -125,9 +126,9 @@ def table(results: dict[str, list[dict[str, Any]]], steps: int) -> str:
     return "\n".join(
         [
             f"Verification of people never trained on: Olivetti faces, {FOLDS} folds of ten people, {len(SEEDS)}",
-            f"seeds, {steps} steps of {BATCH} pictures. Means over folds and seeds; in brackets the standard deviation",
-            "over these runs, then that over the seeds of the mean over the folds. Last, the EER less that of plain",
-            "softmax on the same fold with the same seed, with its standard error.",
+            f"seeds, {steps} steps of {SMALL.batch} pictures. Means over folds and seeds; in brackets the standard",
+            "deviation over these runs, then that over the seeds of the mean over the folds. Last, the EER less that",
+            "of plain softmax on the same fold with the same seed, with its standard error.",
             "",
             f"| loss | {' | '.join(METRICS.values())} | EER less plain softmax's |",
             "| --- " * (2 + len(METRICS)) + "|",
@@ -164,7 +165,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("margin_runs"), help="one file a run (default: %(default)s)")
     parser.add_argument("--table", type=Path, default=Path("margins.md"), help="Markdown file (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=STEPS, help="training steps of each run (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=SMALL.steps(300), help="training steps of each run (default: %(default)s)"
+    )
     parser.add_argument("--choose", action="store_true", help="compare hyper-parameters instead of making the table")
     options = parser.parse_args(arguments)
     if options.choose:

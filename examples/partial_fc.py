@@ -23,13 +23,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from face_augmentation import SIDE
+import margin_softmax as ms
 from face_embedding import surroundings
-from face_network import FEATURES
 from face_training import embed
+from face_verification import Figures, Scores
 from measured_runs import measure_all
-from pair_verification import pair_cosines, verification
-from partial_fc_training import BATCH, MARGIN, SCALE, Run, Trial, class_step
+from partial_fc_training import BATCH, FEATURES, MARGIN, SCALE, SIDE, Run, Trial, class_step
 from rendered_faces import drawn_people, portraits
 
 IDENTITIES = 20_000
@@ -57,13 +56,20 @@ def unseen(seed: int) -> tuple[jax.Array, np.ndarray]:
     """Pictures of people who are in no training, and who they are."""
     people_key, picture_key, grain_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), 3)
     labels = np.repeat(np.arange(UNSEEN_PEOPLE), UNSEEN_PICTURES)
-    return portraits(drawn_people(people_key, UNSEEN_PEOPLE)[:, labels], picture_key, grain_key, SIDE), labels
+    return portraits(drawn_people(people_key, UNSEEN_PEOPLE)[:, labels], picture_key, grain_key, SIDE)[
+        ..., None
+    ], labels
+
+
+def figures(features: jax.Array, labels: np.ndarray) -> Figures:
+    pairs, same = ms.verification.all_pairs(labels)
+    return Scores(np.asarray(ms.verification.pair_cosines(features, pairs)), same).figures()
 
 
 def measure(trial: Trial) -> dict[str, Any]:
     started = time.perf_counter()
     pictures, labels = unseen(trial.seed)
-    raw = verification(*pair_cosines(pictures.reshape(len(labels), -1), labels))
+    raw = figures(pictures.reshape(len(labels), -1), labels)
     run, seconds, losses = Run(trial), [], []
     for _ in tqdm(range(trial.steps), unit="step", leave=False, dynamic_ncols=True):
         before = time.perf_counter()
@@ -73,7 +79,7 @@ def measure(trial: Trial) -> dict[str, Any]:
         **trial._asdict(),
         **surroundings(),
         "raw_pixels": raw._asdict(),
-        "after_training": verification(*pair_cosines(embed(run.model, pictures), labels))._asdict(),
+        "after_training": figures(embed(run.model, pictures)[0], labels)._asdict(),
         "losses": losses,
         "seconds_per_step": statistics.median(seconds),
         "temporary_bytes": temporary_bytes(run.step),

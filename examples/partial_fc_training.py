@@ -14,10 +14,12 @@ from flax import nnx
 from jax import Array
 
 import margin_softmax as ms
-from face_augmentation import SIDE, standardise
-from face_network import FaceNetwork
+from face_augmentation import standardise
+from face_network import FaceNetwork, SmallBackbone
 from rendered_faces import drawn_people, portraits
 
+SIDE = 32
+FEATURES = 128
 BATCH = 256
 MARGIN, SCALE = 0.2, 24.0
 ARCFACE = ms.arcface(MARGIN, scale=SCALE)
@@ -85,7 +87,8 @@ class Run:
 
 @functools.partial(nnx.jit, static_argnames="people")
 def _new_network(key: Array, *, people: int) -> FaceNetwork:
-    return FaceNetwork(people, nnx.Module(), rngs=nnx.Rngs(key))
+    rngs = nnx.Rngs(key)
+    return FaceNetwork(SmallBackbone((SIDE, SIDE, 1), FEATURES, rngs=rngs), people, nnx.Module(), rngs=rngs)
 
 
 def falling(peak: float, steps: int) -> optax.Schedule:
@@ -108,7 +111,7 @@ def class_optimiser(trial: Trial) -> optax.GradientTransformationExtraArgs:
 def _step(training: Training, people: Array, key: Array, *, graph: Any, trial: Trial) -> tuple[Training, Array]:
     label_key, picture_key, grain_key, sample_key = jax.random.split(jax.random.fold_in(key, training.step), 4)
     labels = jax.random.randint(label_key, (BATCH,), 0, trial.identities)
-    pictures = standardise(portraits(people[:, labels], picture_key, grain_key, SIDE))
+    pictures = standardise(portraits(people[:, labels], picture_key, grain_key, SIDE)[..., None])
 
     def features_of(network):
         model = nnx.merge(graph, network, training.statistics, copy=True)

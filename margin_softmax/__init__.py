@@ -1,5 +1,7 @@
 """Margin softmax losses in JAX: exact, composable, and without the batch x classes logits."""
 
+from margin_softmax import plots as plots
+from margin_softmax import verification as verification
 from margin_softmax._checks import check_labels
 from margin_softmax.adaptive import (
     AdaFaceState,

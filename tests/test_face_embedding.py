@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -17,16 +18,23 @@ from flax import nnx
 import face_data
 import face_embedding
 import margin_softmax as ms
-import pair_verification
+from exported_embedding import Embedding
+from face_batches import batches
+from face_recipes import SMALL
 from face_training import Run
+from face_verification import Scores, scores_of
+from faces import olivetti
+from faces.packs import write_pack
+from faces.pictures import ArrayPictures, Pairs
+from faces.recordio import write_records
 from margin_expression import margin_at, margin_names
-from margin_state import MADE_UP, MarginState, made_up_batch, trial
+from margin_state import MADE_UP, MADE_UP_FEATURES, MarginState, made_up_batch, trial
 from rendered_faces import rendered_faces
 from training_checkpoints import Checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PEOPLE = ["--data", "rendered", "--people", "8"]
-FIGURES = {"loss.png", "roc.png", "cosines.png", "faces.png"}
+FIGURES = {"loss.png", "angles.png", "roc.png", "cosines.png", "worst.png", "faces.png"}
 
 
 @pytest.fixture(autouse=True)
@@ -48,15 +56,16 @@ def run(out, steps, *more, draw=False):
 def uninterrupted(tmp_path_factory):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         out = tmp_path_factory.mktemp("uninterrupted")
-        return out, run(out, 4, draw=True)
+        return out, run(out, 4, "--export", str(out / "embedding.zip"), draw=True)
 
 
 def test_a_run_reports_draws_and_keeps(uninterrupted, capsys):
     out, results = uninterrupted
-    assert {path.name for path in out.iterdir()} == {*FIGURES, "results.json", "checkpoints"}
+    assert {path.name for path in out.iterdir()} == {*FIGURES, "results.json", "checkpoints", "embedding.zip"}
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in FIGURES)
     assert results["steps"] == len(results["losses"]) == 4
     assert np.all(np.isfinite(results["losses"]))
+    assert np.shape(results["angles"]) == (4, 2)
     for when in ("raw_pixels", "before_training", "after_training"):
         assert {"accuracy", "eer", "tar_at_far_1e2", "tar_at_far_1e3"} <= results[when].keys()
     assert 0 <= results["after_training"]["training_accuracy"] <= 1
@@ -65,8 +74,22 @@ def test_a_run_reports_draws_and_keeps(uninterrupted, capsys):
         assert word in results["log"][-1]
 
 
+def test_what_is_exported_is_what_was_verified(uninterrupted):
+    """The features of the file have the error rate that was reported; the run had a fresh process find them, too."""
+    out, results = uninterrupted
+    embedding = Embedding(out / "embedding.zip")
+    held = face_data.load_faces("rendered", face_data.Choice(people=8)).validation[0]
+    scores = scores_of(embedding(held.pictures), held)
+    assert scores.figures().eer == pytest.approx(results["after_training"]["eer"], abs=1e-3)
+    assert set(embedding.thresholds) == {0.1, 0.01}
+    for far, threshold in embedding.thresholds.items():
+        assert np.mean(scores.scores[~held.same] >= threshold + 1e-5) <= far
+    assert embedding.about["versions"]["jax"] == jax.__version__
+
+
 def same_result(one, other):
     assert one["losses"] == other["losses"]
+    assert one["angles"] == other["angles"]
     assert one["after_training"] == other["after_training"]
 
 
@@ -170,25 +193,30 @@ def test_devices_that_cannot_share_the_work_are_refused(more, error, words, tmp_
 
 def test_without_olivetti_the_example_says_why_and_goes_on(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("SCIKIT_LEARN_DATA", str(tmp_path))
-    olivetti_faces = face_data.olivetti_faces
-    monkeypatch.setattr(face_data, "olivetti_faces", lambda: olivetti_faces(seconds=0.01))
-    faces = face_data.load_faces("auto", fold=0, seed=0, people=8)
+    monkeypatch.setattr(face_data, "olivetti_faces", lambda: olivetti.olivetti_faces(seconds=0.01))
+    faces = face_data.load_faces("auto", face_data.Choice(people=8))
     assert faces.source == "rendered"
     (line,) = capsys.readouterr().out.splitlines()
     assert "not in scikit-learn's cache, nor downloaded within 0.01 s" in line
     assert not list(tmp_path.iterdir())
-    with pytest.raises(face_data.UnavailableError):
-        face_data.load_faces("olivetti", fold=0, seed=0)
+    with pytest.raises(olivetti.UnavailableError):
+        face_data.load_faces("olivetti")
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_nobody_is_both_trained_on_and_verified(interleaved):
     labels = np.repeat(np.arange(40), 10)
-    pictures = labels[:, None, None] + np.zeros((1, 2, 2))
+    pictures = ArrayPictures(
+        np.uint8(labels)[:, None, None, None] + np.zeros((1, 2, 2, 1), np.uint8),
+        np.int32(labels),
+        tuple(map(str, range(40))),
+    )
     verified = []
     for fold in range(face_data.FOLDS):
-        faces = face_data.split_people("olivetti", pictures, labels, fold, interleaved)
-        trained_on, left_out = (set(p[:, 0, 0]) for p in (faces.pictures, faces.verified_pictures))
+        faces = face_data.left_out("olivetti", pictures, face_data.Choice(fold, interleaved=interleaved))
+        trained_on = {int(faces.training[index][0, 0, 0]) for index in range(len(faces.training))}
+        assert all(faces.training.names[label] in map(str, trained_on) for label in faces.training.labels)
+        left_out = set(faces.validation[0].pictures[:, 0, 0, 0].tolist())
         assert not trained_on & left_out
         assert len(trained_on | left_out) == 40
         assert faces.people == len(trained_on) == 30
@@ -199,7 +227,11 @@ def test_nobody_is_both_trained_on_and_verified(interleaved):
 @pytest.fixture(scope="module")
 def faces():
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        return face_data.load_faces("rendered", fold=0, seed=0, people=8)
+        return face_data.load_faces("rendered", face_data.Choice(people=8))
+
+
+def a_run(faces, margin):
+    return Run(faces.training, SMALL, margin, "blockwise", 0)
 
 
 def advanced(run, steps):
@@ -219,9 +251,9 @@ def carried(run):
      ("focal(sphereface2(scale=16))", {"bias"})],
 )  # fmt: skip
 def test_what_a_margin_carries_and_learns_resumes_to_the_same_bits(text, pieces, faces, tmp_path):
-    straight = advanced(Run(faces, text, "blockwise", 0), 4)
-    interrupted = advanced(Run(faces, text, "blockwise", 0), 2)
-    resumed = Run(faces, text, "blockwise", 0)
+    straight = advanced(a_run(faces, text), 4)
+    interrupted = advanced(a_run(faces, text), 2)
+    resumed = a_run(faces, text)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(2, interrupted.model, interrupted.optimizer, {})
         checkpoints.restore(2, resumed.model, resumed.optimizer)
@@ -236,7 +268,7 @@ def test_what_a_margin_carries_and_learns_resumes_to_the_same_bits(text, pieces,
 
 
 def test_training_moves_what_a_margin_carries_and_evaluation_does_not(faces):
-    run = Run(faces, "normface(scale=update_adacos())", "blockwise", 0)
+    run = a_run(faces, "normface(scale=update_adacos())")
     start = carried(run)
     assert start["carried"]["update_adacos"] == pytest.approx(ms.adacos(faces.people).scale)
     assert np.isfinite(float(run.advance().loss))
@@ -248,7 +280,7 @@ def test_training_moves_what_a_margin_carries_and_evaluation_does_not(faces):
 
 def test_the_table_of_kappaface_is_made_once_per_epoch():
     at, batch = margin_at("arcface(kappaface_margins())", MADE_UP), made_up_batch(MADE_UP)
-    state = MarginState(at(0), MADE_UP)
+    state = MarginState(at(0), MADE_UP, MADE_UP_FEATURES)
     tables = []
     for step in (0, 1, 5, 6, 7):  # 21 pictures, four at a time
         state.complete(at(step), batch._replace(step=step, examples=batch.examples + 2 * step))
@@ -262,7 +294,7 @@ def test_the_table_of_kappaface_is_made_once_per_epoch():
 
 
 def test_adaptive_margins_are_rewarded_and_bounded():
-    state = MarginState(margin_at("adaptive_face(scale=16)", MADE_UP)(0), MADE_UP)
+    state = MarginState(margin_at("adaptive_face(scale=16)", MADE_UP)(0), MADE_UP, MADE_UP_FEATURES)
     state.learned["margins"][...] = np.linspace(-1, 2, 6, dtype=np.float32)
     state.bound()
     np.testing.assert_allclose(state.learned["margins"][...], [0, 0, 0.2, 0.8, 1, 1], atol=1e-6)
@@ -274,7 +306,7 @@ def test_a_bias_starts_as_its_loss_has_it():
         "focal(sphereface2(0.3, scale=16, kind='A'))": ms.sphereface2_bias(6, 0.3, 16, kind="A"),
         "unified_cross_entropy(scale=16)": ms.unified_cross_entropy_bias(6),
     }.items():
-        state = MarginState(margin_at(text, MADE_UP)(0), MADE_UP)
+        state = MarginState(margin_at(text, MADE_UP)(0), MADE_UP, MADE_UP_FEATURES)
         assert float(state.learned["bias"][...]) == pytest.approx(start)
 
 
@@ -339,27 +371,6 @@ def test_what_is_no_margin_is_refused(text, words):
         trial(text)
 
 
-def test_verification_agrees_with_scikit_learn():
-    from sklearn.metrics import roc_curve
-
-    random = np.random.default_rng(0)
-    labels = np.repeat(np.arange(12), 5)
-    features = random.normal(size=(12, 8))[labels] + 1.2 * random.normal(size=(60, 8))
-    genuine, impostor = pair_verification.pair_cosines(features, labels)
-    assert len(genuine) == 12 * 10
-    assert len(genuine) + len(impostor) == 60 * 59 // 2
-    same = np.repeat([True, False], [len(genuine), len(impostor)])
-    far, tar, thresholds = roc_curve(same, np.concatenate([genuine, impostor]), drop_intermediate=False)
-    result = pair_verification.verification(genuine, impostor)
-    crossing = np.argmax(far >= 1 - tar)
-    assert result.eer == pytest.approx((far[crossing] + 1 - tar[crossing]) / 2)
-    assert result.threshold == pytest.approx(thresholds[crossing])
-    assert result.tar_at_far_1e2 == pytest.approx(tar[far <= 1e-2].max())
-    assert result.tar_at_far_1e3 == pytest.approx(tar[far <= 1e-3].max())
-    assert result.accuracy == pytest.approx(np.max(tar + 1 - far) / 2)
-    assert 0.05 < result.eer < 0.4
-
-
 def test_rendered_faces_are_people():
     """Any number of them, the same from the same key, and hard: raw pixels confuse one pair in five to two in five."""
     pictures, labels = rendered_faces(jax.random.key(0), people=40, pictures=5)
@@ -367,5 +378,75 @@ def test_rendered_faces_are_people():
     assert pictures.shape == (200, 64, 64)
     assert np.all((np.asarray(pictures) >= 0) & (np.asarray(pictures) <= 1))
     np.testing.assert_array_equal(pictures, again)
-    pairs = pair_verification.pair_cosines(np.asarray(pictures).reshape(200, -1), np.asarray(labels))
-    assert 0.2 <= pair_verification.verification(*pairs).eer <= 0.4
+    pairs, same = ms.verification.all_pairs(np.asarray(labels))
+    cosines = ms.verification.pair_cosines(np.asarray(pictures).reshape(200, -1), pairs)
+    assert 0.2 <= ms.verification.eer(cosines, same) <= 0.4
+    assert Scores(np.asarray(cosines), same).figures().tar_at_far_1e3 is not None
+
+
+def test_batches_go_through_every_picture_and_may_start_anywhere(faces):
+    pictures = faces.training
+    epoch = len(pictures) // 20
+    first, again, other, later = (
+        [next(stream).examples for _ in range(2 * epoch)]
+        for stream in (
+            batches(pictures, 20, 0),
+            batches(pictures, 20, 0),
+            batches(pictures, 20, 1),
+            batches(pictures, 20, 0, start=2),
+        )
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.any(np.concatenate(first) != np.concatenate(other))
+    np.testing.assert_array_equal(first[2:], later[:-2])
+    for half in (first[:epoch], first[epoch:]):
+        np.testing.assert_array_equal(np.sort(np.concatenate(half)), np.arange(len(pictures)))
+    assert np.any(np.concatenate(first[:epoch]) != np.concatenate(first[epoch:]))
+    batch = next(batches(pictures, 20, 0, start=3))
+    np.testing.assert_array_equal(batch.labels, pictures.labels[batch.examples])
+    np.testing.assert_array_equal(batch.pictures, [pictures[int(index)] for index in batch.examples])
+
+
+def test_processes_share_each_batch(faces):
+    one = batches(faces.training, 20, 0, start=1)
+    parts = [batches(faces.training, 20, 0, start=1, process=process, processes=4) for process in range(4)]
+    for _ in range(5):
+        joined = np.concatenate([next(part).examples for part in parts])
+        np.testing.assert_array_equal(joined, next(one).examples)
+
+
+def test_records_train_and_packs_verify(faces, tmp_path, capsys):
+    """Files of the formats that people have; the last line of each set says its best accuracy so far."""
+    held = faces.validation[0]
+    chosen = np.concatenate([np.flatnonzero(held.same)[:30], np.flatnonzero(~held.same)[:30]])
+    pairs = Pairs("held", held.pictures, held.pairs[chosen], held.same[chosen])
+    write_pack(tmp_path / "held.bin", pairs, format="PNG")
+    pictures = [np.repeat(faces.training[index], 3, -1) for index in range(len(faces.training))]
+    write_records(tmp_path / "train.rec", pictures, faces.training.labels)
+    command = ["--data", f"rec:{tmp_path / 'train.rec'}", "--validate", f"bin:{tmp_path / 'held.bin'}"]
+    command += ["--recipe", "small", "--steps", "2", "--validate-every", "1", "--out", str(tmp_path / "out")]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(face_embedding, "draw", lambda *_: None)
+        assert face_embedding.main(command) == 0
+    printed = capsys.readouterr().out
+    accuracies = re.findall(r"\[held\]\[\d\]Accuracy-Flip: (\d\.\d{5})\+-\d\.\d{5}", printed)
+    highest = re.findall(r"\[held\]\[\d\]Accuracy-Highest: (\d\.\d{5})", printed)
+    norms = re.findall(r"\[held\]\[\d\]XNorm: \d+\.\d{6}", printed)
+    assert len(accuracies) == len(highest) == len(norms) == 2
+    assert highest[-1] == max(accuracies)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [(["--data", "faces"], "--data: expected one of auto, olivetti"), (["--data", "rec:"], "rec:PATH; came 'rec:'"),
+     (["--validate", "lfw.bin"], "--validate: expected bin:FILE"), (["--validate-every", "0"], "expected at least 1")],
+)  # fmt: skip
+def test_sources_that_are_none_are_refused(more, words, capsys):
+    with pytest.raises(SystemExit):
+        face_embedding.main(more)
+    assert words in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(SystemExit, match=r"missing\.rec"):
+        face_embedding.main(["--data", f"rec:{tmp_path / 'missing.rec'}", "--out", str(tmp_path)])

@@ -1,6 +1,7 @@
 """The example of Partial FC: a run, small; what is kept of it; and the table."""
 
 import json
+import math
 
 import jax
 import numpy as np
@@ -19,17 +20,16 @@ def _as_users_have_it():
         yield
 
 
-class SmallNetwork(nnx.Module):
-    """In place of the face network, which its own tests compile."""
+class Light(nnx.Module):
+    """In place of the face network's backbone, which its own tests compile."""
 
-    def __init__(self, people, margin_state, *, rngs):
-        del margin_state
-        self.features = nnx.Linear(partial_fc.SIDE**2, 128, rngs=rngs)
-        self.norm = nnx.BatchNorm(128, rngs=rngs)
-        self.classes = nnx.Param(jax.random.normal(rngs.params(), (people, 128)))
+    def __init__(self, shape, features, *, rngs):
+        self.shape, self.features = shape, features
+        self.linear = nnx.Linear(math.prod(shape), features, rngs=rngs)
+        self.norm = nnx.BatchNorm(features, rngs=rngs)
 
     def __call__(self, pictures):
-        return self.norm(self.features(pictures.reshape(len(pictures), -1)))
+        return self.norm(self.linear(pictures.reshape(len(pictures), -1)))
 
 
 def noise(persons, picture_key, grain_key, size):
@@ -41,7 +41,7 @@ def test_a_run_is_measured_and_kept(tmp_path, monkeypatch, capsys):
     for module in (partial_fc, partial_fc_training):
         monkeypatch.setattr(module, "BATCH", 8)
         monkeypatch.setattr(module, "portraits", noise)
-    monkeypatch.setattr(partial_fc_training, "FaceNetwork", SmallNetwork)
+    monkeypatch.setattr(partial_fc_training, "SmallBackbone", Light)
     monkeypatch.setattr(partial_fc, "ARMS", (partial_fc.Arm(0.1, 0.9, corrected=True),))
     monkeypatch.setattr(partial_fc, "UNSEEN_PEOPLE", 4)
     arguments = ["--identities", "80", "--steps", "40", "--seeds", "0", "--out", str(tmp_path / "runs")]

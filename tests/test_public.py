@@ -13,7 +13,15 @@ import margin_softmax as ms
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "margin_softmax"
-SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(PACKAGE.glob("*.py"))}
+
+
+def module_name(path):
+    """`verification.rates`, within the package; a folder's `__init__` is the folder."""
+    *folders, stem = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(folders if folders and stem == "__init__" else [*folders, stem])
+
+
+SOURCES = {module_name(path): path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
 
 MAY_IMPORT = {
     "_checks": set(),
@@ -35,9 +43,23 @@ MAY_IMPORT = {
     "lazy_rows": {"_checks", "heads", "sampling"},
     "losses": {"_checks", "angles", "reductions", "heads", "margins"},
     "states": {"_checks", "angles", "reductions", "heads", "losses", "margins", "adaptive"},
+    "verification._inputs": {"_checks", "angles"},
+    "verification.rates": {"_checks", "verification._inputs"},
+    "verification.pairs": {"_checks", "angles", "verification._inputs", "verification.rates"},
+    "verification.ranking": {"_checks", "angles", "verification._inputs"},
+    "verification.templates": {"_checks", "angles", "verification._inputs"},
+    "verification": {f"verification.{part}" for part in ("rates", "pairs", "ranking", "templates")},
+    "plots._drawing": {"_checks", "verification._inputs"},
+    "plots.margins": {"_checks", "losses", "margins", "plots._drawing", "verification._inputs"},
+    "plots.scores": {"_checks", "plots._drawing", "verification.rates"},
+    "plots.features": {"_checks", "plots._drawing", "verification._inputs"},
+    "plots.sheets": {"_checks", "plots._drawing", "verification._inputs", "verification.rates"},
+    "plots": {f"plots.{part}" for part in ("margins", "scores", "features", "sheets")},
 }
 """Each module of the package with those it may import. A new module states its place here."""
 THIRD_PARTY = {"jax", "jaxlib", "optax", "chex", "numpy"}
+DRAWN_WITH = {"matplotlib"}
+"""Of an extra: the modules of `plots` alone may import it."""
 KNOW_NO_LOSS = ("heads", "sharded", "reductions")
 OF_MARGINS = ("margins", "other_classes", "one_vs_all", "adaptive", "scales")
 OF_LOSSES = (*OF_MARGINS, "losses", "states", "cross_entropy", "schedules", "regularizers")
@@ -52,7 +74,15 @@ def imports_of(source):
             base = "margin_softmax" if node.level else ""
             base = ".".join(filter(None, [base, node.module]))
             # `from margin_softmax import heads` and `from margin_softmax.heads import Head` are the same import.
-            yield from (f"{base}.{alias.name}" for alias in node.names) if base == "margin_softmax" else [base]
+            ours = base.partition(".")[0] == "margin_softmax"
+            yield from (f"{base}.{alias.name}" for alias in node.names) if ours else [base]
+
+
+def module_of(name, modules):
+    """The module that a dotted name within the package is of: `heads` of `heads.Head`."""
+    parts = name.split(".")
+    prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((prefix for prefix in prefixes if prefix in modules), parts[0] or "__init__")
 
 
 def words_of(source):
@@ -74,11 +104,12 @@ def faults_of(sources, public):
     faults, inside = [], {}
     for module, source in sources.items():
         inside[module] = set()
+        third_party = THIRD_PARTY | (DRAWN_WITH if module.partition(".")[0] == "plots" else set())
         for name in imports_of(source):
             top, _, rest = name.partition(".")
             if top == "margin_softmax":
-                inside[module].add(rest.split(".")[0] or "__init__")
-            elif top not in THIRD_PARTY | sys.stdlib_module_names:
+                inside[module].add(module_of(rest, sources))
+            elif top not in third_party | sys.stdlib_module_names:
                 faults.append(f"{module} imports {top}")
         if module == "__init__":
             continue
@@ -130,6 +161,7 @@ BROKEN = {
     "reductions imports _checks": ("reductions", "from ._checks import number"),
     "_checks reaches itself": ("_checks", "if True:\n    from margin_softmax import angles"),
     "losses imports torch": ("losses", "import torch.nn"),
+    "losses imports matplotlib": ("losses", "from matplotlib import pyplot"),
     "angles imports scipy": ("angles", "from scipy.special import softmax"),
     "heads imports __init__": ("heads", "import margin_softmax"),
     "schedules imports by name": ("schedules", "import importlib"),
@@ -163,10 +195,23 @@ def test_every_public_name_is_listed_once_and_is_ours():
     assert public == set(ms.__all__)
 
 
+PUBLIC = {name: getattr(ms, name) for name in ms.__all__} | {
+    f"{module}.{name}": getattr(getattr(ms, module), name)
+    for module in ("verification", "plots")
+    for name in getattr(ms, module).__all__
+}
+
+
+def test_what_modules_offer_is_theirs():
+    for module in (ms.verification, ms.plots):
+        assert len(set(module.__all__)) == len(module.__all__)
+        assert all(getattr(module, name).__module__.startswith(module.__name__) for name in module.__all__)
+
+
 def test_the_reference_lists_every_public_name_under_a_heading_with_a_sentence():
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    listed = re.findall(r"^::: margin_softmax\.(\w+)$", text, re.MULTILINE)
-    assert sorted(listed) == sorted(ms.__all__)
+    listed = re.findall(r"^::: margin_softmax\.([\w.]+)$", text, re.MULTILINE)
+    assert sorted(listed) == sorted(PUBLIC)
     assert text.count(":::") == len(listed)
     _, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
     for section in sections:
@@ -217,9 +262,9 @@ def docstring_faults(documented, *, of_a_paper=False):
 NO_PAPERS = ("plain", "AdaFaceState")
 
 
-@pytest.mark.parametrize("name", ms.__all__)
+@pytest.mark.parametrize("name", PUBLIC)
 def test_docstrings_are_complete(name):
-    documented = getattr(ms, name)
+    documented = PUBLIC[name]
     of_a_paper = documented.__module__.removeprefix("margin_softmax.") in OF_MARGINS and name not in NO_PAPERS
     assert docstring_faults(documented, of_a_paper=of_a_paper) == []
 

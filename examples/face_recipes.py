@@ -1,0 +1,99 @@
+"""How a network is trained, by name: what it is, what it sees, for how long and how fast."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import optax
+
+from face_augmentation import Changes
+from face_network import Backbone, ResidualBackbone, Shape, SmallBackbone
+
+
+class Recipe(NamedTuple):
+    """All but the loss and the pictures.
+
+    Attributes:
+      size: `(H, W)` of what the network sees; None for that of the pictures, to multiples of 16.
+      backbone: `(H, W, channels)`, D, `rngs` -> what maps pictures to features.
+      features: D.
+      batch: pictures in a step.
+      steps: number of pictures -> length of a run, unless another is asked for.
+      learning_rate: that length -> schedule. It does not depend on what is asked for: a run of 2 N steps begins as one
+        of N.
+      weight_decay: of matrices, not of vectors.
+      changes: by which pictures are varied.
+      margin: the loss, unless another is asked for. The papers' scales and margins (64 and 0.5 for ArcFace) are for
+        10,000 people and more.
+    """
+
+    size: tuple[int, int] | None
+    backbone: Callable[..., Backbone]
+    features: int
+    batch: int
+    steps: Callable[[int], int]
+    learning_rate: Callable[[int], optax.Schedule]
+    weight_decay: float
+    changes: Changes
+    margin: str
+
+    def shape(self, pictures: Shape) -> Shape:
+        """`(H, W, channels)` of what the network sees of pictures of that shape."""
+        height, width = self.size or (max(32, 16 * round(side / 16)) for side in pictures[:2])
+        return height, width, pictures[2]
+
+
+def _small_steps(pictures: int) -> int:
+    return 450
+
+
+def _small_learning_rate(steps: int) -> optax.Schedule:
+    return optax.warmup_cosine_decay_schedule(0.0, 3e-3, warmup_steps=30, decay_steps=steps, end_value=1.5e-4)
+
+
+SMALL = Recipe(
+    size=(32, 32),
+    backbone=SmallBackbone,
+    features=128,
+    batch=64,
+    steps=_small_steps,
+    learning_rate=_small_learning_rate,
+    weight_decay=0.05,
+    changes=Changes(),
+    margin="arcface(margin=0.2, scale=16)",
+)
+
+EPOCHS = 30
+
+
+def _residual_steps(pictures: int) -> int:
+    return max(1, EPOCHS * pictures // 128)
+
+
+def _residual_learning_rate(steps: int) -> optax.Schedule:
+    return optax.warmup_cosine_decay_schedule(0.0, 3e-3, warmup_steps=max(1, steps * 15 // 100), decay_steps=steps)
+
+
+# For some thousand people.
+RESIDUAL = Recipe(
+    size=None,
+    backbone=ResidualBackbone,
+    features=256,
+    batch=128,
+    steps=_residual_steps,
+    learning_rate=_residual_learning_rate,
+    weight_decay=0.05,
+    changes=Changes(
+        turn=(-0.12, 0.12),
+        shift_down=(-0.1, 0.1),
+        shift_across=(-0.1, 0.1),
+        light_down=(-0.3, 0.3),
+        light_across=(-0.3, 0.3),
+    ),
+    margin="am_softmax(margin=0.2, scale=24)",
+)
+RECIPES = {"small": SMALL, "residual": RESIDUAL}
+
+
+def recipe_for(source: str) -> str:
+    """The recipe that suits a kind of source: see `face_data`."""
+    return "small" if source in ("auto", "olivetti", "rendered") else "residual"

@@ -1,0 +1,195 @@
+"""Labeled Faces in the Wild without outside data: six losses on the development split, and ten folds for one of them.
+
+    python examples/lfw_table.py --lfw lfw.npz --out lfw_runs --table lfw.md
+    python examples/lfw_table.py --lfw lfw.npz --out lfw_runs --table ten.md --folds "am_softmax(margin=0.2, scale=24)"
+
+The archive is made from the public pictures by `python -m faces.convert_lfw`, in the folder of the examples.
+
+On the development split (LFW's View 1) a network is trained on the development people, the threshold is the one that
+suits the 2,200 training pairs best, and the accuracy is that of the 1,000 test pairs of other people; three seeds. With
+--folds the same is done ten times (View 2, "unrestricted, labelled outside data: none"): trained on the people of nine
+folds, threshold from their pairs, accuracy on the tenth's. One JSON file is kept for each run; a run whose file is
+there is not repeated, so the command can be stopped and given again.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+import margin_softmax as ms
+from face_embedding import surroundings
+from face_recipes import RESIDUAL
+from face_training import Run, embed
+from face_verification import Scores, raw_pixels, scores_of
+from faces.lfw import read_lfw
+from faces.pictures import Pairs
+from measured_runs import measure_all
+
+# As in `margin_table`: a blend that falls within the first epochs and then stays.
+_BLEND = "blend=blend_schedule(base=1000, gamma=10, minimum={})"
+LOSSES = {
+    "plain softmax": "plain()",
+    "modified softmax": "modified_softmax()",
+    "L-Softmax": f"l_softmax(margin=2, {_BLEND.format(20)})",
+    "A-Softmax": f"a_softmax(margin=2, {_BLEND.format(5)})",
+    "AM-Softmax": "am_softmax(margin=0.2, scale=24)",
+    "ArcFace": "arcface(margin=0.2, scale=24)",
+}
+SEEDS = 0, 1, 2
+FOLDS = 10
+METRICS = {"accuracy": "accuracy", "best_accuracy": "best accuracy", "eer": "EER", "auc": "AUC"}
+
+
+class Trial(NamedTuple):
+    """One run: what makes its result, and nothing else. `fold` is None on the development split."""
+
+    margin: str
+    seed: int
+    fold: int | None = None
+
+    def file(self, folder: Path) -> Path:
+        margin = "".join(letter if letter.isalnum() or letter in ".=" else "_" for letter in self.margin)
+        split = "development" if self.fold is None else f"fold{self.fold}"
+        return folder / f"{margin}-{split}-seed{self.seed}.json"
+
+
+def measure(trial: Trial, lfw: Path) -> dict[str, Any]:
+    started = time.perf_counter()
+    archive = read_lfw(lfw)
+    pictures, known, tested = archive.development() if trial.fold is None else archive.fold(trial.fold)
+    run = Run(pictures, RESIDUAL, trial.margin, "blockwise", trial.seed)
+    steps = RESIDUAL.steps(len(pictures))
+    for _ in tqdm(range(steps), unit="step", leave=False, dynamic_ncols=True):
+        told = run.advance()
+    last_loss = float(told.loss)
+    trained = time.perf_counter()
+
+    def by_network(pairs):
+        return scores_of(embed(run.model, pairs.pictures)[0], pairs)
+
+    return {
+        **trial._asdict(),
+        **surroundings(),
+        "people": len(pictures.names),
+        "pictures": len(pictures),
+        "steps": steps,
+        "last_loss": last_loss,
+        "raw_pixels": measured(raw_pixels, known, tested),
+        "after_training": measured(by_network, known, tested),
+        "seconds_training": trained - started,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def measured(scores: Any, known: Pairs, tested: Pairs) -> dict[str, float]:
+    """Accuracy on `tested` at the threshold that suits `known` best, and figures that need no threshold."""
+    threshold = ms.verification.best_accuracy(*scores(known)).threshold
+    found: Scores = scores(tested)
+    return {
+        "accuracy": float(np.mean((found.scores >= threshold) == found.same)),
+        "threshold": threshold,
+        "best_accuracy": ms.verification.best_accuracy(*found).accuracy,
+        "eer": ms.verification.eer(*found),
+        "auc": ms.verification.auc(*found),
+    }
+
+
+def table(results: dict[str, list[dict[str, Any]]]) -> str:
+    """Markdown: a row for each loss, mean over the runs with their standard deviation."""
+    first = next(iter(results.values()))[0]
+    raw = row("raw pixels", [{**first, "after_training": first["raw_pixels"]}])
+    plain = {result["seed"]: result["after_training"]["accuracy"] for result in next(iter(results.values()))}
+    lines = [f"{raw} | |"]
+    for place, (name, of_loss) in enumerate(results.items()):
+        minutes = statistics.median(result["seconds"] for result in of_loss) / 60
+        less = [result["after_training"]["accuracy"] - plain[result["seed"]] for result in of_loss]
+        margin, less_plain = of_loss[0]["margin"], spread(less) if place else ""
+        lines.append(f"{row(f'{name}: `{margin}`', of_loss)} | {less_plain} | {minutes:.1f} |")
+    head = ["loss", *METRICS.values(), "accuracy less plain softmax's", "minutes"]
+    return "\n".join(
+        [
+            f"Development split: {first['people']:,} people with two or more pictures, {first['pictures']:,} pictures,",
+            f"{first['steps']:,} steps of {RESIDUAL.batch}; {len(plain)} seeds. Mean and standard deviation over the",
+            "seeds.",
+            "",
+            f"| {' | '.join(head)} |",
+            "| --- " * len(head) + "|",
+            *lines,
+            "",
+            made_on(first),
+        ]
+    )
+
+
+def folds_table(margin: str, results: list[dict[str, Any]]) -> str:
+    """Markdown: the ten folds and their mean, with its standard error as LFW's authors ask for it."""
+    trained, raw = ([result[kind]["accuracy"] for result in results] for kind in ("after_training", "raw_pixels"))
+    lines = [f"| {result['fold']} | {a:.3f} | {b:.3f} |" for result, a, b in zip(results, raw, trained, strict=True)]
+    means = " | ".join(f"{statistics.mean(v):.4f} ± {statistics.stdev(v) / len(v) ** 0.5:.4f}" for v in (raw, trained))
+    head = f"Ten folds, `{margin}`, seed {results[0]['seed']}: accuracy; last the mean and its standard error."
+    return "\n".join(
+        [
+            head,
+            "",
+            "| fold | raw pixels | after training |",
+            "| --- | --- | --- |",
+            *lines,
+            f"| mean | {means} |",
+            "",
+            made_on(results[0]),
+        ]
+    )
+
+
+def row(name: str, results: list[dict[str, Any]]) -> str:
+    return f"| {name} | {' | '.join(spread([r['after_training'][metric] for r in results]) for metric in METRICS)}"
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.3f}" + (f" ({statistics.stdev(values):.3f})" if len(values) > 1 else "")
+
+
+def made_on(result: dict[str, Any]) -> str:
+    versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
+    return f"Made by `python examples/lfw_table.py` on {result['device']} with {versions}.\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lfw", type=Path, required=True, help="the archive")
+    parser.add_argument("--out", type=Path, default=Path("lfw_runs"), help="one file a run (default: %(default)s)")
+    parser.add_argument("--table", type=Path, default=Path("lfw.md"), help="Markdown file (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="(default: 0 1 2)")
+    parser.add_argument(
+        "--folds", metavar="MARGIN", help="ten folds with this loss and the first seed, and no table of losses"
+    )
+    options = parser.parse_args(arguments)
+
+    def told(trial, result):
+        split = "development" if trial.fold is None else f"fold {trial.fold}"
+        return f"{trial.margin} {split} seed {trial.seed}: accuracy {result['after_training']['accuracy']:.3f}"
+
+    if options.folds:
+        trials = [Trial(options.folds, options.seeds[0], fold) for fold in range(FOLDS)]
+    else:
+        trials = [Trial(margin, seed) for seed in options.seeds for margin in LOSSES.values()]
+    results = measure_all(
+        trials, options.out, lambda trial: measure(trial, options.lfw), program=lambda trial: trial.margin, told=told
+    )
+    if options.folds:
+        options.table.write_text(folds_table(options.folds, results))
+    else:
+        by_loss = {name: [r for r in results if r["margin"] == margin] for name, margin in LOSSES.items()}
+        options.table.write_text(table(by_loss))
+    print(options.table.read_text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""The table of LFW, from a small archive of the same layout: a run, what is kept of it, and the tables."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import lfw_table
+import margin_softmax as ms
+from face_recipes import SMALL
+from faces.lfw import Lfw, read_lfw, write_lfw
+
+PEOPLE, PICTURES, FOLDS = 20, 3, 10
+
+
+@pytest.fixture(autouse=True)
+def _as_users_have_it():
+    """Flax and Optax promote dtypes and ranks; only this package promises not to."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+class Light(nnx.Module):
+    """In place of the networks, which their own tests compile."""
+
+    def __init__(self, shape, features, *, rngs):
+        self.shape, self.features = shape, features
+        self.linear = nnx.Linear(math.prod(shape), features, rngs=rngs)
+
+    def __call__(self, pictures):
+        return self.linear(pictures.reshape(len(pictures), -1))
+
+
+def pairs_of(people):
+    """Each person's first two pictures, then the first of each with the first of the next."""
+    first = PICTURES * np.asarray(people)
+    genuine = np.stack([first, first + 1], 1)
+    return np.concatenate([genuine, np.stack([first, np.roll(first, 1)], 1)]), np.repeat([True, False], len(people))
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """Faces of noise, each person about a picture of his or her own; two people in each fold."""
+    random = np.random.default_rng(0)
+    label = np.repeat(np.arange(PEOPLE), PICTURES).astype(np.int32)
+    own = random.integers(0, 256, (PEOPLE, 8, 8, 1))
+    pictures = (0.5 * own[label] + 0.5 * random.integers(0, 256, (len(label), 8, 8, 1))).astype(np.uint8)
+    folds = [pairs_of([2 * fold, 2 * fold + 1]) for fold in range(FOLDS)]
+    trained, tested = pairs_of(range(12)), pairs_of(range(12, PEOPLE))
+    path = tmp_path_factory.mktemp("lfw") / "lfw.npz"
+    lfw = Lfw(
+        pictures, label, tuple(f"Person_{p:02}" for p in range(PEOPLE)),
+        np.tile(np.arange(1, 4), PEOPLE).astype(np.int16),
+        np.concatenate([pairs for pairs, _ in folds]), np.concatenate([same for _, same in folds]),
+        np.repeat(np.arange(FOLDS), 4), *trained, *tested,
+        person_fold=np.arange(PEOPLE) // 2, person_is_dev_test=np.arange(PEOPLE) >= 12,
+    )  # fmt: skip
+    write_lfw(path, lfw)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    recipe = SMALL._replace(size=(8, 8), backbone=Light, features=16, batch=12)
+    recipe = recipe._replace(steps=lambda pictures: 3, learning_rate=lambda steps: optax.constant_schedule(1e-3))
+    monkeypatch.setattr(lfw_table, "RESIDUAL", recipe)
+    monkeypatch.setattr(lfw_table, "LOSSES", {"plain softmax": "plain()", "ArcFace": "arcface(margin=0.2, scale=16)"})
+
+
+def test_losses_are_measured_once_and_tabled(archive, tmp_path, monkeypatch, capsys):
+    arguments = [
+        "--lfw",
+        str(archive),
+        "--out",
+        str(tmp_path / "runs"),
+        "--table",
+        str(tmp_path / "t.md"),
+        "--seeds",
+        "0",
+        "1",
+    ]
+    assert lfw_table.main(arguments) == 0
+    files = sorted((tmp_path / "runs").iterdir())
+    assert len(files) == 4
+    result = json.loads(files[0].read_text())
+    assert (result["people"], result["pictures"], result["steps"]) == (12, 36, 3)
+
+    _, known, tested = read_lfw(archive).development()
+    flat = [np.float64(pairs.pictures.reshape(len(pairs.pictures), -1)) for pairs in (known, tested)]
+    cosines = [
+        np.sum(f[p.pairs[:, 0]] * f[p.pairs[:, 1]], 1) / np.prod(np.linalg.norm(f[p.pairs], axis=-1), 1)
+        for f, p in zip(flat, (known, tested), strict=True)
+    ]
+    threshold = ms.verification.best_accuracy(cosines[0], known.same).threshold
+    assert result["raw_pixels"]["accuracy"] == np.mean((cosines[1] >= threshold) == tested.same)
+
+    printed = capsys.readouterr().out
+    assert "| plain softmax: `plain()` |" in printed
+    mean = np.mean([json.loads(file.read_text())["after_training"]["accuracy"] for file in files[:2]])
+    assert f"ArcFace: `arcface(margin=0.2, scale=16)` | {mean:.3f} (" in printed
+    monkeypatch.setattr(lfw_table, "measure", None)  # what is kept is not measured again
+    assert lfw_table.main(arguments) == 0
+
+
+def test_ten_folds_have_a_mean_with_its_standard_error(archive, tmp_path, capsys):
+    arguments = ["--lfw", str(archive), "--out", str(tmp_path / "runs"), "--table", str(tmp_path / "t.md")]
+    assert lfw_table.main([*arguments, "--folds", "arcface(margin=0.2, scale=16)"]) == 0
+    results = [json.loads(file.read_text()) for file in (tmp_path / "runs").iterdir()]
+    assert sorted(result["fold"] for result in results) == list(range(FOLDS))
+    assert {result["people"] for result in results} == {PEOPLE - 2}
+    accuracies = [result["after_training"]["accuracy"] for result in results]
+    mean, error = np.mean(accuracies), np.std(accuracies, ddof=1) / np.sqrt(FOLDS)
+    assert f"| {mean:.4f} ± {error:.4f} |" in capsys.readouterr().out
