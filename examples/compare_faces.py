@@ -21,18 +21,20 @@ from faces.pictures import BadFileError
 
 
 def picture(path: Path, shape: tuple[int, int, int], resize: bool) -> np.ndarray:
-    """uint8 of `shape`. Raises ValueError for another size, unless it may be resized."""
+    """uint8 of `shape`. Raises ValueError for another size, unless it may be resized, and for other proportions."""
     height, width, channels = shape
     read = read_image(path, grey=channels == 1)
-    if read.shape[:2] != (height, width):
-        if not resize:
-            raise ValueError(
-                f"{path}: expected {height} x {width} pixels, came {read.shape[0]} x {read.shape[1]}. Cut the face out "
-                "as the pictures of the training were (faces.alignment), or give --resize if it is."
-            )
-        image = Image.fromarray(read[..., 0] if channels == 1 else read)
-        read = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).reshape(shape)
-    return read
+    if read.shape[:2] == (height, width):
+        return read
+    same_proportions = abs(read.shape[0] * width - read.shape[1] * height) < max(height, width)
+    if not (resize and same_proportions):
+        allowed = ", or give --resize" if same_proportions else ""
+        raise ValueError(
+            f"{path}: expected {height} x {width} pixels, came {read.shape[0]} x {read.shape[1]}. Cut the face out as "
+            f"the pictures of the training were (faces.alignment){allowed}."
+        )
+    image = Image.fromarray(read[..., 0] if channels == 1 else read)
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).reshape(shape)
 
 
 def threshold(embedding: Embedding, far: float) -> float:
@@ -55,6 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     if len(options.images) < 2:
         parser.error("expected at least two pictures")
     try:
+        if not options.embedding.exists():
+            raise ValueError(f"there is no {options.embedding}; face_embedding.py --export FILE writes one")
         embedding = Embedding(options.embedding)
         least = threshold(embedding, options.far)
         pictures = np.stack([picture(path, embedding.shape, options.resize) for path in options.images])
@@ -62,19 +66,20 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     features = np.asarray(embedding(pictures))
     cosines = features @ features.T
+    measured_on = embedding.about.get("measured_on", "pairs that the file does not name")
     if options.json:
         told = {
             "images": list(map(str, options.images)),
             "cosines": cosines.tolist(),
             "far": options.far,
             "threshold": least,
+            "measured_on": measured_on,
         }
         print(json.dumps(told | {"same": (cosines >= least).tolist()}, indent=1))
         return 0
     print(matrix(cosines, options.images))
-    print(
-        f"\nAt a false accept rate of {options.far:g} two pictures are of one person from a cosine of {least:.3f} on:"
-    )
+    print(f"\nThresholds are from {measured_on}, and hold for pictures like those. At a false accept rate of")
+    print(f"{options.far:g} two pictures are of one person from a cosine of {least:.3f} on:")
     for first, second in zip(*np.triu_indices(len(cosines), k=1), strict=True):
         cosine = cosines[first, second]
         found = "one person" if cosine >= least else "two people"
@@ -83,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def matrix(cosines: np.ndarray, images: list[Path]) -> str:
-    names = [path.name for path in images]
+    names = [f"{place} {path.name}" for place, path in enumerate(images, start=1)]
     width = max(map(len, names))
     head = " " * width + "".join(f"{place:>8}" for place in range(1, len(names) + 1))
     rows = (

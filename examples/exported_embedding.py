@@ -22,6 +22,7 @@ from jax import export
 PLATFORMS = "cpu", "cuda", "tpu"
 FUNCTION, ABOUT = "embedding.jax", "about.json"
 FORMAT = 1
+ROUNDING = 1e-5  # of features of length 1, between two processes on a CPU
 
 
 class Embedding:
@@ -30,55 +31,82 @@ class Embedding:
     Attributes:
       shape: `(H, W, channels)` of the pictures, uint8.
       thresholds: false accept rate -> the cosine from which on two pictures are of one person.
-      about: whatever else the file says: loss, data, versions.
+      about: whatever else the file says: the pairs that the thresholds were measured on, device, versions.
     """
 
     def __init__(self, path: Path | str):
+        """Reads a file that `write` wrote. Raises OSError, or ValueError where it is none or can be read no more."""
         try:
             with zipfile.ZipFile(path) as archive:
-                self.about = json.loads(archive.read(ABOUT))
+                self.about: dict[str, Any] = json.loads(archive.read(ABOUT))
                 function = archive.read(FUNCTION)
-        except (zipfile.BadZipFile, KeyError, ValueError) as error:
-            raise ValueError(f"{path} is no exported embedding: {error}") from error
-        if self.about["format"] != FORMAT:
-            raise ValueError(f"{path}: expected format {FORMAT}, came {self.about['format']}; export it anew")
-        self.shape: tuple[int, int, int] = tuple(self.about["shape"])
-        self.thresholds = {float(far): cosine for far, cosine in self.about["thresholds"].items()}
-        self._function = export.deserialize(bytearray(function))
+            height, width, channels = self.about["shape"]
+            thresholds = {float(far): cosine for far, cosine in self.about["thresholds"].items()}
+            if self.about["format"] != FORMAT:
+                raise ValueError(f"expected format {FORMAT}, came {self.about['format']}")
+        except (zipfile.BadZipFile, LookupError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{path} is no exported embedding ({type(error).__name__}: {error}); export it") from error
+        try:
+            self._function = export.deserialize(bytearray(function))
+        except Exception as error:  # of damaged bytes it raises anything
+            written = self.about.get("versions", {}).get("jax", "another version")
+            raise ValueError(
+                f"{path}: JAX {jax.__version__} cannot read what JAX {written} wrote; export it anew ({error})"
+            ) from error
+        self.shape, self.thresholds = (height, width, channels), thresholds
 
     def __call__(self, pictures: np.ndarray) -> jax.Array:
-        """Unit features `[N, D]` of `pictures` `[N, *shape]`, uint8."""
-        if pictures.dtype != np.uint8 or pictures.shape[1:] != self.shape:
-            expected = f"uint8 [N, {', '.join(map(str, self.shape))}]"
-            raise ValueError(f"pictures: expected {expected}, came {pictures.dtype} {list(pictures.shape)}")
+        """Unit features `[N, D]` of `pictures` `[N, *shape]`, uint8, at least one. Each new N is compiled."""
+        pictures = np.asarray(pictures)
+        if pictures.dtype != np.uint8 or pictures.shape[1:] != self.shape or not len(pictures):
+            expected = f"uint8 [N, {', '.join(map(str, self.shape))}], N at least 1"
+            raise ValueError(f"pictures: expected {expected}; came {pictures.dtype} {list(pictures.shape)}")
         return self._function.call(pictures)
+
+
+class DifferentError(Exception):
+    """A file finds other features than the function that was written; there is none under its name."""
 
 
 def write(
     path: Path,
     embed: Callable[[jax.Array], jax.Array],
-    shape: tuple[int, int, int],
+    pictures: np.ndarray,
     thresholds: Mapping[float, float],
     **about: Any,
-) -> None:
-    """Writes `embed`, which maps uint8 `[N, *shape]` to unit features and holds its weights."""
-    pictures = jax.ShapeDtypeStruct(export.symbolic_shape(f"n, {', '.join(map(str, shape))}"), np.uint8)
-    function = export.export(jax.jit(embed), platforms=PLATFORMS)(pictures).serialize()
+) -> float:
+    """Writes `embed`, which maps uint8 pictures to unit features and holds its weights.
+
+    Another process, which has nothing but the file and this module, finds the features of `pictures`, `[N, H, W,
+    channels]`. How far they are from those found here is returned; `DifferentError` is raised where that is too far,
+    and the file gets its name only afterwards.
+    """
+    shape = pictures.shape[1:]
+    symbolic = jax.ShapeDtypeStruct(export.symbolic_shape(f"n, {', '.join(map(str, shape))}"), np.uint8)
+    function = export.export(jax.jit(embed), platforms=PLATFORMS)(symbolic).serialize()
     told = {"format": FORMAT, "shape": shape, "thresholds": {str(far): at for far, at in thresholds.items()}, **about}
     partial = path.with_name(f"{path.name}.partial")
     with zipfile.ZipFile(partial, "w") as archive:
         archive.writestr(FUNCTION, bytes(function))
-        archive.writestr(ABOUT, json.dumps(told, indent=1))
+        archive.writestr(ABOUT, json.dumps(told, indent=1, allow_nan=False))
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        here = np.asarray(jax.jit(embed)(pictures))
+    apart = float(np.abs(in_a_fresh_process(partial, pictures) - here).max())
+    if not apart <= ROUNDING:
+        partial.unlink()
+        raise DifferentError(f"{path}: a fresh process finds features that differ by {apart:.1e}; it was not written")
     os.replace(partial, path)
+    return apart
 
 
 def in_a_fresh_process(path: Path, pictures: np.ndarray) -> np.ndarray:
-    """The features that another process finds, which has nothing but the file, this module and the pictures."""
+    """The features that another process finds, on the CPU: the accelerator is this one's."""
     with tempfile.TemporaryDirectory() as folder:
         given, found = Path(folder) / "pictures.npy", Path(folder) / "features.npy"
         np.save(given, pictures)
-        command = [sys.executable, __file__, str(path), str(given), str(found)]
-        subprocess.run(command, check=True, cwd=folder)
+        # -P: not even the modules beside this one can be imported.
+        command = [sys.executable, "-P", __file__, str(path.absolute()), str(given), str(found)]
+        subprocess.run(command, check=True, cwd=folder, env=os.environ | {"JAX_PLATFORMS": "cpu"})
         return np.load(found)
 
 

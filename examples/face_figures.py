@@ -53,7 +53,8 @@ def draw_worst(path: Path, pairs: Pairs, scores: Scores) -> None:
 def draw_sheet(path: Path, pictures: Pictures, people: int = 8) -> None:
     """The pictures of the first people, one row for each."""
     columns = int(np.sum(pictures.labels == pictures.labels[0]))
-    tones = np.stack([pictures[index][..., 0] for index in range(people * columns)]) / 255
+    shown = range(min(people * columns, len(pictures)))
+    tones = np.stack([pictures[index][..., 0] for index in shown]) / 255
     plt.imsave(path, np.asarray(contact_sheet(tones, columns)), cmap="gray", vmin=0, vmax=1)
 
 

@@ -14,7 +14,7 @@ from jax import Array
 import margin_softmax as ms
 from face_augmentation import as_seen, augment, standardise
 from face_batches import FaceBatch, batches
-from face_network import FaceNetwork, Shape
+from face_network import Backbone, FaceNetwork, Shape
 from face_recipes import Recipe
 from faces.pictures import Pictures
 from many_devices import all_devices, head_over, keep_in_place, lay_out, of_all_processes, refuse_uneven, split
@@ -167,11 +167,12 @@ def _embed(model, pictures):
     return both.sum(0), jnp.linalg.norm(both, axis=-1).mean(0)
 
 
-def frozen(model: FaceNetwork) -> Callable[[Array], Array]:
-    """What `embed` does, as a pure function that holds the weights and returns unit features."""
-    model.eval()
-    graph, state = nnx.split(model.backbone)
-    model.train()
+def frozen(backbone: Backbone) -> Callable[[Array], Array]:
+    """What `embed` does, as a pure function that holds the weights, on no device, and returns unit features."""
+    backbone.eval()
+    graph, state = nnx.split(backbone)
+    backbone.train()
+    state = jax.tree.map(_on_host, state)
 
     def unit_features(pictures):
         backbone = nnx.merge(graph, state)
@@ -180,3 +181,7 @@ def frozen(model: FaceNetwork) -> Callable[[Array], Array]:
         return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
 
     return unit_features
+
+
+def _on_host(leaf: Array) -> Any:
+    return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.asarray(leaf)

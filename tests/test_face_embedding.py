@@ -71,7 +71,9 @@ def test_a_run_reports_draws_and_keeps(uninterrupted, capsys):
     assert 0 <= results["after_training"]["training_accuracy"] <= 1
     assert results["versions"]["jax"] == jax.__version__
     for word in ("samples/s", "loss", "learning rate", "target", "nearest other", "norm", "left"):
-        assert word in results["log"][-1]
+        assert word in results["log"][-4]
+    for line, word in zip(results["log"][-3:], ("XNorm", "Accuracy-Flip", "Accuracy-Highest"), strict=True):
+        assert line.startswith(f"[rendered, people left out][4]{word}: ")
 
 
 def test_what_is_exported_is_what_was_verified(uninterrupted):
@@ -81,7 +83,7 @@ def test_what_is_exported_is_what_was_verified(uninterrupted):
     held = face_data.load_faces("rendered", face_data.Choice(people=8)).validation[0]
     scores = scores_of(embedding(held.pictures), held)
     assert scores.figures().eer == pytest.approx(results["after_training"]["eer"], abs=1e-3)
-    assert set(embedding.thresholds) == {0.1, 0.01}
+    assert set(embedding.thresholds) == {0.1}  # of the 100 impostor pairs ten are accepted; one would be chance
     for far, threshold in embedding.thresholds.items():
         assert np.mean(scores.scores[~held.same] >= threshold + 1e-5) <= far
     assert embedding.about["versions"]["jax"] == jax.__version__
@@ -173,7 +175,8 @@ def test_two_processes_train_as_one(uninterrupted, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     np.testing.assert_allclose(results["losses"], uninterrupted[1]["losses"], rtol=1e-4)
     for name, value in results["after_training"].items():
-        assert value == pytest.approx(uninterrupted[1]["after_training"][name], rel=1e-3)
+        expected = uninterrupted[1]["after_training"][name]
+        assert value is expected is None or value == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize(
