@@ -44,7 +44,7 @@ def draw_cosines(path: Path, scores: Scores) -> None:
 
 
 def draw_worst(path: Path, pairs: Pairs, scores: Scores) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(9, 5), layout="constrained")
+    figure, axes = plt.subplots(2, 1, figsize=(7, 5.2), layout="constrained")
     for draw, ax in zip((plots.worst_false_accepts, plots.worst_false_rejects), axes, strict=True):
         draw(pairs.pictures, pairs.pairs, *scores, ax=ax)
     _save(figure, path)

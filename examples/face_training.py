@@ -136,7 +136,7 @@ def optimiser(recipe: Recipe, pictures: int, *, decay_classes: bool) -> optax.Gr
 
         return jax.tree.map_with_path(of, parameters)
 
-    return optax.adamw(recipe.learning_rate(recipe.steps(pictures)), weight_decay=recipe.weight_decay, mask=decayed)
+    return recipe.optimiser(recipe.learning_rate(recipe.steps(pictures)), decayed)
 
 
 def normalises_weights(margin: ms.Margin) -> bool:

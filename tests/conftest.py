@@ -38,6 +38,13 @@ def _forget_compiled_programs():
     jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def as_users_have_it():
+    """Flax and Optax promote dtypes and ranks; only this package promises not to."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
 def pytest_sessionfinish(session):
     """A skipped test proves nothing: it fails the run unless it stands on the list, with its reason."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")

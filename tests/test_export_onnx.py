@@ -15,12 +15,7 @@ from face_recipes import SMALL
 from face_training import embed, frozen
 from training_checkpoints import Checkpoints
 
-
-@pytest.fixture(autouse=True, scope="module")
-def usual_promotion():
-    """Flax and Optax promote dtypes and ranks; only this package promises not to."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users_have_it")
 
 
 @pytest.fixture(scope="module")

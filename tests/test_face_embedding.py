@@ -32,16 +32,11 @@ from margin_state import MADE_UP, MADE_UP_FEATURES, MarginState, made_up_batch, 
 from rendered_faces import rendered_faces
 from training_checkpoints import Checkpoints
 
+pytestmark = pytest.mark.usefixtures("as_users_have_it")
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PEOPLE = ["--data", "rendered", "--people", "8"]
 FIGURES = {"loss.png", "angles.png", "roc.png", "cosines.png", "worst.png", "faces.png"}
-
-
-@pytest.fixture(autouse=True)
-def _as_users_have_it():
-    """Flax and Optax promote dtypes and ranks; only this package promises not to."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 def run(out, steps, *more, draw=False):
@@ -54,9 +49,8 @@ def run(out, steps, *more, draw=False):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        out = tmp_path_factory.mktemp("uninterrupted")
-        return out, run(out, 4, "--export", str(out / "embedding.zip"), draw=True)
+    out = tmp_path_factory.mktemp("uninterrupted")
+    return out, run(out, 4, "--export", str(out / "embedding.zip"), draw=True)
 
 
 def test_a_run_reports_draws_and_keeps(uninterrupted, capsys):
@@ -229,8 +223,7 @@ def test_nobody_is_both_trained_on_and_verified(interleaved):
 
 @pytest.fixture(scope="module")
 def faces():
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        return face_data.load_faces("rendered", face_data.Choice(people=8))
+    return face_data.load_faces("rendered", face_data.Choice(people=8))
 
 
 def a_run(faces, margin):

@@ -12,14 +12,9 @@ import feature_circle
 import margin_softmax as ms
 from mnist_files import read_idx, read_mnist
 
+pytestmark = pytest.mark.usefixtures("as_users_have_it")
+
 SIDE, COUNT, TESTED = 8, 128, 40
-
-
-@pytest.fixture(autouse=True)
-def _as_users_have_it():
-    """Flax and Optax promote dtypes and ranks; only this package promises not to."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 def idx(array):

@@ -14,14 +14,9 @@ import margin_softmax as ms
 from table import examples
 from test_sharded import collectives, mesh_of
 
+pytestmark = pytest.mark.usefixtures("as_users_have_it")
+
 CLASSES, SAMPLED, DIM, STEPS = 12, 8, 3, 6
-
-
-@pytest.fixture(autouse=True)
-def _as_users_have_it():
-    """Optax promotes dtypes and ranks; only this package promises not to."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 class Adam:

@@ -3,7 +3,6 @@
 import json
 import math
 
-import jax
 import numpy as np
 import optax
 import pytest
@@ -14,14 +13,9 @@ import margin_softmax as ms
 from face_recipes import SMALL
 from faces.lfw import Lfw, read_lfw, write_lfw
 
+pytestmark = pytest.mark.usefixtures("as_users_have_it")
+
 PEOPLE, PICTURES, FOLDS = 20, 3, 10
-
-
-@pytest.fixture(autouse=True)
-def _as_users_have_it():
-    """Flax and Optax promote dtypes and ranks; only this package promises not to."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 class Light(nnx.Module):

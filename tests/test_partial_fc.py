@@ -12,12 +12,7 @@ import partial_fc
 import partial_fc_training
 from partial_fc_training import Trial
 
-
-@pytest.fixture(autouse=True)
-def _as_users_have_it():
-    """Flax and Optax promote dtypes and ranks; only this package promises not to."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users_have_it")
 
 
 class Light(nnx.Module):
