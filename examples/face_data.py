@@ -29,7 +29,10 @@ MOST_VERIFIED = 3_000  # pictures of people left out: 4.5 million pairs
 
 OF_SCIKIT_LEARN = "scikit-learn"
 NAMED = "auto", "olivetti", "rendered"
-FILES: dict[str, Callable[[Path], Pictures]] = {"folder": FolderPictures, "rec": RecordPictures}
+FILES: dict[str, Callable[[Path, "Choice"], Pictures]] = {
+    "folder": lambda path, choice: FolderPictures(path, size=choice.resized),
+    "rec": lambda path, choice: RecordPictures(path),
+}
 
 
 class Faces(NamedTuple):
@@ -58,12 +61,14 @@ class Choice(NamedTuple):
       people: how many are rendered.
       seed: of who is rendered.
       interleaved: fold k has every fourth person, and not a quarter in a row.
+      resized: `(H, W)` to which the pictures of a folder are brought; None where all are of one size.
     """
 
     fold: int = 0
     people: int = RENDERED_PEOPLE
     seed: int = 0
     interleaved: bool = False
+    resized: tuple[int, int] | None = None
 
 
 def load_faces(source: str, choice: Choice = Choice(), validation: Sequence[str] = ()) -> Faces:  # noqa: B008
@@ -81,7 +86,7 @@ def load_faces(source: str, choice: Choice = Choice(), validation: Sequence[str]
         training, _, tested = archive.development()
         return with_packs(Faces(source, training, (tested,)), validation)
     if kind in FILES:
-        pictures = FILES[kind](path)
+        pictures = FILES[kind](path, choice)
         return with_packs(Faces(source, pictures, ()) if validation else left_out(source, pictures, choice), validation)
     return with_packs(left_out(*_made_or_found(kind, choice), choice), validation)
 

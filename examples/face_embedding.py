@@ -108,7 +108,11 @@ def train(run: Run, plan: Plan, checkpoints: Checkpoints, record: dict[str, Any]
     bar = tqdm(total=steps, initial=run.step, unit="step", dynamic_ncols=True, disable=silent)
     with Interruption() as interruption, bar:
         while run.step < steps and ended_by is None:
-            told = run.advance()
+            try:
+                told = run.advance()
+            except BadFileError as error:
+                keep()
+                raise SystemExit(f"Step {run.step} is kept. {error}") from error
             bar.update()
             if run.step % max(1, steps // 10) == 0 or run.step == steps:
                 tell(log_line(run, steps, told, clock))
@@ -198,6 +202,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--distributed", action="store_true", help="be one of several processes of one run; see below")
     parser.add_argument("--data", default="auto", help="pictures; see below (default: auto)")
+    parser.add_argument(
+        "--resize", type=int, nargs=2, metavar=("H", "W"), help="bring the pictures of a folder to this size"
+    )
     parser.add_argument("--validate", nargs="+", default=[], metavar="bin:FILE", help="verification packs")
     parser.add_argument(
         "--validate-every",
@@ -246,6 +253,8 @@ def refuse(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     for name in ("steps", "validate_every"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"argument --{name.replace('_', '-')}: expected at least 1")
+    if options.resize is not None and not options.data.startswith("folder:"):
+        parser.error(f"argument --resize: for --data folder:PATH alone; came with {options.data}")
     if options.people < 2 * FOLDS:
         parser.error(f"argument --people: expected at least {2 * FOLDS}, two for each fold")
 
@@ -341,6 +350,7 @@ def train_and_verify(options: argparse.Namespace, arguments: list[str] | None) -
 
     configuration = {"data": faces.source, "fold": options.fold, "people": faces.people, "seed": options.seed}
     configuration |= {"margin": options.margin, "head": options.head, "recipe": options.recipe}
+    configuration["validation"] = [pairs.name for pairs in faces.validation]
     record: dict[str, Any] = {"configuration": configuration, "log": []}
     steps = options.steps or run.recipe.steps(len(faces.training))
     plan = Plan(steps, tuple(map(Validation, faces.validation)), options.validate_every)
@@ -380,7 +390,8 @@ def train_and_verify(options: argparse.Namespace, arguments: list[str] | None) -
 
 
 def faces_of(options: argparse.Namespace) -> Faces:
-    choice = Choice(options.fold, options.people, options.seed)
+    resized = None if options.resize is None else tuple(options.resize)
+    choice = Choice(options.fold, options.people, options.seed, resized=resized)
     try:
         faces = load_faces(options.data, choice, options.validate)
     except UnavailableError as reason:

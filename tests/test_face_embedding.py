@@ -24,6 +24,7 @@ from face_recipes import SMALL
 from face_training import Run
 from face_verification import Scores, scores_of
 from faces import olivetti
+from faces.images import encode
 from faces.packs import write_pack
 from faces.pictures import ArrayPictures, Pairs
 from faces.recordio import write_records
@@ -435,12 +436,36 @@ def test_records_train_and_packs_verify(faces, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "words"),
     [(["--data", "faces"], "--data: expected one of auto, olivetti"), (["--data", "rec:"], "rec:PATH; came 'rec:'"),
+     (["--resize", "8", "8"], "--resize: for --data folder:PATH alone"),
      (["--validate", "lfw.bin"], "--validate: expected bin:FILE"), (["--validate-every", "0"], "expected at least 1")],
 )  # fmt: skip
 def test_sources_that_are_none_are_refused(more, words, capsys):
     with pytest.raises(SystemExit):
         face_embedding.main(more)
     assert words in capsys.readouterr().err
+
+
+def test_a_file_that_turns_out_bad_ends_the_run_and_loses_nothing(faces, tmp_path, monkeypatch):
+    pictures = [np.repeat(faces.training[index], 3, -1) for index in range(len(faces.training))]
+    for index, picture in enumerate(pictures):
+        person = tmp_path / "faces" / f"person {faces.training.labels[index]}"
+        person.mkdir(parents=True, exist_ok=True)
+        (person / f"{index}.png").write_bytes(encode(picture, "PNG"))
+    command = ["--data", f"folder:{tmp_path / 'faces'}", "--steps", "9", "--recipe", "small", "--out", str(tmp_path)]
+    write_pack(
+        tmp_path / "p.bin", Pairs("p", np.stack(pictures[:4]), np.array([[0, 1], [2, 3]]), np.array([True, False]))
+    )
+    bad = tmp_path / "faces" / "person 1" / "12.png"
+
+    def cut(self, advance=Run.advance):
+        if self.step == 2:
+            bad.write_bytes(bad.read_bytes()[:100])
+        return advance(self)
+
+    monkeypatch.setattr(Run, "advance", cut)
+    with pytest.raises(SystemExit, match=r"is kept\. .*12\.png"):
+        face_embedding.main([*command, "--validate", f"bin:{tmp_path / 'p.bin'}"])
+    assert any((tmp_path / "checkpoints").iterdir())
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

@@ -68,7 +68,8 @@ class FolderPictures:
             raise BadFileError(
                 self.file(index),
                 f"it is {picture.shape[0]} x {picture.shape[1]} pixels (rows x columns), and the first picture, "
-                f"{self.file(0)}, {height} x {width}. Align them, or have them resized: size=({height}, {width}).",
+                f"{self.file(0)}, {height} x {width}. Align them, or have them resized: size=({height}, {width}), "
+                f"which is --resize {height} {width} of the example.",
             )
         if channels == 3:
             return picture
