@@ -38,6 +38,8 @@ def picture(path: Path, shape: tuple[int, int, int], resize: bool) -> np.ndarray
 
 
 def threshold(embedding: Embedding, far: float) -> float:
+    if not embedding.thresholds:
+        raise ValueError("--far: the embedding has no threshold at all: it was exported with too few impostor pairs")
     if far not in embedding.thresholds:
         rates = ", ".join(f"{rate:g}" for rate in embedding.thresholds)
         raise ValueError(f"--far: expected one of those measured, {rates}; came {far:g}")

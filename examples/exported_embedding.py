@@ -91,7 +91,11 @@ def write(
         archive.writestr(ABOUT, json.dumps(told, indent=1, allow_nan=False))
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         here = np.asarray(jax.jit(embed)(pictures))
-    apart = float(np.abs(in_a_fresh_process(partial, pictures) - here).max())
+    try:
+        apart = float(np.abs(in_a_fresh_process(partial, pictures) - here).max())
+    except subprocess.CalledProcessError as error:
+        partial.unlink()
+        raise DifferentError(f"{path}: a fresh process cannot use it; it was not written") from error
     if not apart <= ROUNDING:
         partial.unlink()
         raise DifferentError(f"{path}: a fresh process finds features that differ by {apart:.1e}; it was not written")

@@ -2,7 +2,7 @@
 
 Sources by name: scikit-learn's Olivetti faces, faces that the example renders itself, LFW, a folder with one folder
 for each person, and RecordIO files. Verification packs come beside them. People who are verified are never trained on,
-where a source says who is who.
+where a source says who is who; a pack does not.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,6 +25,7 @@ from rendered_faces import rendered_faces
 FOLDS = 4
 RENDERED_PEOPLE = 120
 RENDERED_PICTURES = 10
+VERIFICATION_FOLDS = 10
 MOST_VERIFIED = 3_000  # pictures of people left out: 4.5 million pairs
 
 OF_SCIKIT_LEARN = "scikit-learn"
@@ -84,6 +85,7 @@ def load_faces(source: str, choice: Choice = Choice(), validation: Sequence[str]
     if kind == "lfw":
         archive = lfw_of_scikit_learn() if str(path) == OF_SCIKIT_LEARN else read_lfw(path)
         training, _, tested = archive.development()
+        tested = tested._replace(fold=even_folds(tested.same))  # its list has those of one person first
         return with_packs(Faces(source, training, (tested,)), validation)
     if kind in FILES:
         pictures = FILES[kind](path, choice)
@@ -152,8 +154,22 @@ def left_out(source: str, pictures: Pictures, choice: Choice) -> Faces:
             f"{MOST_VERIFIED:,}). Give verification packs, or a smaller set of pairs to verify, by --validate."
         )
     pairs, same = ms.verification.all_pairs(labels[verified])
-    held = Pairs(f"{source}, people left out", _read(pictures, np.flatnonzero(verified)), pairs, same)
+    if np.sum(same) < 2:
+        raise ValueError(
+            f"{source}: the people left out have {np.sum(same)} pairs of one person, too few to verify (at least 2). "
+            "Give verification packs by --validate, or take another --fold."
+        )
+    name = f"{source}, people left out"
+    held = Pairs(name, _read(pictures, np.flatnonzero(verified)), pairs, same, even_folds(same))
     return Faces(source, SomePictures(pictures, np.flatnonzero(~verified)), (held,))
+
+
+def even_folds(same: np.ndarray) -> np.ndarray:
+    """Folds of a cross-validation, each with its share of both kinds: neighbouring pairs may all be of one kind."""
+    fold = np.empty(len(same), np.int32)
+    for kind in (same, ~same):
+        fold[kind] = np.arange(np.sum(kind)) % VERIFICATION_FOLDS
+    return fold
 
 
 def _read(pictures: Pictures, chosen: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ import shlex
 import sys
 import textwrap
 import time
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,10 +33,10 @@ import exported_embedding
 import face_figures
 import many_processes
 import margin_softmax as ms
-from face_data import FOLDS, RENDERED_PEOPLE, Choice, Faces, load_faces, pack_path, source_of
+from face_data import FILES, FOLDS, RENDERED_PEOPLE, Choice, Faces, load_faces, pack_path, source_of
 from face_recipes import RECIPES, recipe_for
 from face_training import HEADS, Progress, Run, embed, frozen
-from face_verification import Figures, Scores, Validation, raw_pixels, scores_of
+from face_verification import Figures, Scores, Validation, raw_pixels, refuse_unfoldable, scores_of
 from faces.olivetti import UnavailableError
 from faces.pictures import BadFileError, Pictures
 from interruption import Interruption
@@ -45,6 +46,7 @@ from margin_state import trial
 from training_checkpoints import Checkpoints
 
 VALIDATE_EVERY = 2000
+MOST_UNTOLD, MOST_UNKEPT = 100, 1000  # steps
 EXAMINED = 2000  # training pictures, at most, that are classified
 
 
@@ -86,12 +88,13 @@ class Plan(NamedTuple):
 
 
 def train(run: Run, plan: Plan, checkpoints: Checkpoints, record: dict[str, Any]) -> int | None:
-    """Trains until `plan.steps`, with a log line each tenth and a checkpoint each quarter.
+    """Trains until `plan.steps`, with a log line each tenth and a checkpoint each quarter, in long runs more.
 
     Returns the number of the signal that ended it early, or None. In both cases the last step is kept.
     """
 
     def keep():
+        refuse_infinite(run)
         run.losses = [float(loss) for loss in run.losses]
         run.angles = [(float(target), float(other)) for target, other in run.angles]
         highest = [validation.highest for validation in plan.validation]
@@ -108,23 +111,40 @@ def train(run: Run, plan: Plan, checkpoints: Checkpoints, record: dict[str, Any]
     bar = tqdm(total=steps, initial=run.step, unit="step", dynamic_ncols=True, disable=silent)
     with Interruption() as interruption, bar:
         while run.step < steps and ended_by is None:
-            try:
-                told = run.advance()
-            except BadFileError as error:
+            bad = fetched(run)
+            if many_processes.any_of(1 if bad else None):  # of all processes, or the others would wait for this one
                 keep()
-                raise SystemExit(f"Step {run.step} is kept. {error}") from error
+                raise SystemExit(f"Step {run.step} is kept. {bad or 'Another process found a bad file.'}") from bad
+            told = run.advance()
             bar.update()
-            if run.step % max(1, steps // 10) == 0 or run.step == steps:
+            if run.step % max(1, min(steps // 10, MOST_UNTOLD)) == 0 or run.step == steps:
+                refuse_infinite(run)
                 tell(log_line(run, steps, told, clock))
             clock.start(told)
             if run.step % plan.validate_every == 0 or run.step == steps:
+                refuse_infinite(run)
                 for validation in plan.validation:
                     tell(*validation.lines(run.model, run.step))
-            if run.step % max(1, steps // 4) == 0:
+            if run.step % max(1, min(steps // 4, MOST_UNKEPT)) == 0:
                 keep()
             ended_by = many_processes.any_of(interruption.signal)
         keep()
     return ended_by
+
+
+def fetched(run: Run) -> BadFileError | None:
+    """What the reading of the next batch ended with."""
+    try:
+        run.fetch()
+    except BadFileError as error:
+        return error
+    return None
+
+
+def refuse_infinite(run: Run) -> None:
+    """Before it is kept: nothing could be made of it again."""
+    if run.losses and not np.isfinite(float(run.losses[-1])):
+        raise SystemExit(f"The loss is {run.losses[-1]} at step {run.step}: try a smaller scale or margin.")
 
 
 class Clock:
@@ -145,8 +165,6 @@ class Clock:
 def log_line(run: Run, steps: int, told: Progress, clock: Clock) -> str:
     step = run.step
     loss, target, other, norm = map(float, told)
-    if not np.isfinite(loss):
-        raise SystemExit(f"The loss is {loss} at step {step}: try a smaller scale or margin.")
     speed = clock.steps_per_second(step)
     left = (steps - step) / speed if speed else float("nan")
     return (
@@ -168,6 +186,8 @@ def resume(run: Run, plan: Plan, checkpoints: Checkpoints, record: dict[str, Any
     if differing:
         differences = "; ".join(f"{name} was {found.get(name)!r}, is {wanted[name]!r}" for name in differing)
         raise SystemExit(f"Not resumed: the run in {checkpoints.folder} is another one ({differences}).")
+    if step > plan.steps:
+        raise SystemExit(f"Not resumed: {step} steps are done in {checkpoints.folder}; --steps asks for {plan.steps}.")
     checkpoints.restore(step, run.model, run.optimizer)
     run.losses, run.angles, record["log"] = kept["losses"], list(map(tuple, kept["angles"])), kept["log"]
     for validation, highest in zip(plan.validation, kept["highest"], strict=True):
@@ -215,9 +235,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--recipe", choices=RECIPES, help="network, batch and schedule; see below (default: by --data)")
     parser.add_argument(
-        "--fold", type=int, choices=range(FOLDS), default=0, help="quarter of the people to verify (default: 0)"
+        "--fold", type=int, choices=range(FOLDS), help="quarter of the people to leave out and verify (default: 0)"
     )
-    parser.add_argument("--people", type=int, default=RENDERED_PEOPLE, help="people to render (default: %(default)s)")
+    parser.add_argument("--people", type=int, help=f"people to render (default: {RENDERED_PEOPLE})")
     parser.add_argument("--steps", type=int, help="length of the run (default: that of the recipe)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches and rendered people (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("face_embedding_run"), help="folder (default: %(default)s)")
@@ -255,8 +275,25 @@ def refuse(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
             parser.error(f"argument --{name.replace('_', '-')}: expected at least 1")
     if options.resize is not None and not options.data.startswith("folder:"):
         parser.error(f"argument --resize: for --data folder:PATH alone; came with {options.data}")
-    if options.people < 2 * FOLDS:
+    if options.people is not None and source_of(options.data)[0] not in ("auto", "rendered"):
+        parser.error(f"argument --people: for --data rendered alone; came with {options.data}")
+    if options.people is not None and options.people < 2 * FOLDS:
         parser.error(f"argument --people: expected at least {2 * FOLDS}, two for each fold")
+    if options.fold is not None and not leaves_out(options):
+        parser.error("argument --fold: nobody is left out of LFW, nor of a folder or records beside --validate")
+    if not 0 <= options.seed < 2**32:
+        parser.error(f"argument --seed: expected a whole number from 0 to {2**32 - 1}, came {options.seed}")
+    if options.out.exists() and not options.out.is_dir():
+        parser.error(f"argument --out: {options.out} is no folder")
+    if options.export is not None and options.export.is_dir():
+        parser.error(f"argument --export: expected a file, and {options.export} is a folder")
+    options.fold, options.people = options.fold or 0, options.people or RENDERED_PEOPLE
+
+
+def leaves_out(options: argparse.Namespace) -> bool:
+    """Whether a quarter of the people is verified; see `face_data.load_faces`."""
+    kind, _ = source_of(options.data)
+    return kind != "lfw" and not (kind in FILES and options.validate)
 
 
 KINDS = {
@@ -332,7 +369,10 @@ Ctrl-C keeps a checkpoint; the same command with --resume goes on, to the same b
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     with many_processes.one_voice():
-        return train_and_verify(options, arguments)
+        try:
+            return train_and_verify(options, arguments)
+        except BadFileError as error:  # of a picture that is first read to see how good the network is
+            raise SystemExit(str(error)) from error
 
 
 def train_and_verify(options: argparse.Namespace, arguments: list[str] | None) -> int:
@@ -350,7 +390,9 @@ def train_and_verify(options: argparse.Namespace, arguments: list[str] | None) -
 
     configuration = {"data": faces.source, "fold": options.fold, "people": faces.people, "seed": options.seed}
     configuration |= {"margin": options.margin, "head": options.head, "recipe": options.recipe}
-    configuration["validation"] = [pairs.name for pairs in faces.validation]
+    configuration |= {"labels": zlib.crc32(faces.training.labels.tobytes()), "pictures": len(faces.training)}
+    configuration |= {"shape": list(faces.training.shape)}
+    configuration["validation"] = [f"{pairs.name}, {len(pairs.same)} pairs" for pairs in faces.validation]
     record: dict[str, Any] = {"configuration": configuration, "log": []}
     steps = options.steps or run.recipe.steps(len(faces.training))
     plan = Plan(steps, tuple(map(Validation, faces.validation)), options.validate_every)
@@ -370,9 +412,6 @@ def train_and_verify(options: argparse.Namespace, arguments: list[str] | None) -
     report("after training", after.figures, after.training_accuracy)
     if not many_processes.is_first():
         return 0
-    if options.export:
-        export(options.export, run, faces, after.scores, where)
-    draw(options.out, run, faces, {"raw pixels": raw, "before": before.scores, "after": after.scores})
     seconds["total"] = time.perf_counter() - started
     results = {
         **record,
@@ -385,6 +424,9 @@ def train_and_verify(options: argparse.Namespace, arguments: list[str] | None) -
         **run.history(),
     }
     (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    if options.export:
+        export(options.export, run, faces, after.scores, where)
+    draw(options.out, run, faces, {"raw pixels": raw, "before": before.scores, "after": after.scores})
     print(f"{seconds['total']:.0f} s, {seconds['training']:.0f} s of them training. Results and figures: {options.out}")
     return 0
 
@@ -394,6 +436,8 @@ def faces_of(options: argparse.Namespace) -> Faces:
     choice = Choice(options.fold, options.people, options.seed, resized=resized)
     try:
         faces = load_faces(options.data, choice, options.validate)
+        for pairs in faces.validation:
+            refuse_unfoldable(pairs)
     except UnavailableError as reason:
         raise SystemExit(f"No Olivetti faces: {reason}. --data rendered needs none.") from reason
     except (BadFileError, ValueError, OSError) as reason:
@@ -430,7 +474,8 @@ def export(path: Path, run: Run, faces: Faces, scores: Scores, where: dict[str, 
     }
     thresholds = {far: cosine for far, cosine in at.items() if np.isfinite(cosine)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    pictures, measured_on = faces.validation[0].pictures[:CHECKED], f"{faces.validation[0].name}, {impostors:,} pairs"
+    pairs = faces.validation[0]
+    pictures, measured_on = pairs.pictures[:CHECKED], f"{pairs.name}, {impostors:,} impostor pairs"
     try:
         apart = exported_embedding.write(
             path, frozen(run.model.backbone), pictures, thresholds, measured_on=measured_on, **where
@@ -448,8 +493,9 @@ def command_to_resume(arguments: list[str] | None) -> str:
 def draw(out: Path, run: Run, faces: Faces, curves: dict[str, Scores]) -> None:
     face_figures.draw_loss(out / "loss.png", run.losses)
     face_figures.draw_angles(out / "angles.png", run.angles)
-    face_figures.draw_roc(out / "roc.png", curves)
-    face_figures.draw_cosines(out / "cosines.png", curves["after"])
+    verified = faces.validation[0].name
+    face_figures.draw_roc(out / "roc.png", curves, verified)
+    face_figures.draw_cosines(out / "cosines.png", curves["after"], verified)
     face_figures.draw_worst(out / "worst.png", faces.validation[0], curves["after"])
     if faces.source == "rendered":
         face_figures.draw_sheet(out / "faces.png", faces.training)

@@ -31,15 +31,15 @@ def draw_angles(path: Path, angles: Sequence[tuple[ArrayLike, ArrayLike]]) -> No
     _save(axes.figure, path)
 
 
-def draw_roc(path: Path, curves: Mapping[str, Scores]) -> None:
+def draw_roc(path: Path, curves: Mapping[str, Scores], verified: str) -> None:
     axes = plots.roc(curves)
-    axes.set_title("Verification of people never trained on")
+    axes.set_title(f"Verification: {verified}")
     _save(axes.figure, path)
 
 
-def draw_cosines(path: Path, scores: Scores) -> None:
+def draw_cosines(path: Path, scores: Scores, verified: str) -> None:
     axes = plots.score_histogram(*scores)
-    axes.set(xlabel="cosine of the two features", title="Pairs of people never trained on")
+    axes.set(xlabel="cosine of the two features", title=f"Pairs: {verified}")
     _save(axes.figure, path)
 
 

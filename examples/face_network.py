@@ -43,7 +43,9 @@ class SmallBackbone(nnx.Module):
         # Batch normalisation of the features themselves, as in ArcFace's network: no scale can run away.
         self.feature_norm = nnx.BatchNorm(features, rngs=rngs)
 
-    def __call__(self, pictures: Array) -> Array:
+    def __call__(self, pictures: Array, key: Array | None = None) -> Array:
+        """Leaves nothing to chance, and so needs no `key`."""
+        del key
         x = self.stem(pictures)
         for block in self.blocks:
             x = block(x)
@@ -104,18 +106,19 @@ class ResidualBackbone(nnx.Module):
                 width_in = width_out
         self.blocks = nnx.List(stages)
         self.norm = nnx.BatchNorm(width_in, rngs=rngs)
-        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout)
         pixels = (height >> len(widths)) * (width >> len(widths))
         self.linear = nnx.Linear(width_in * pixels, features, use_bias=False, rngs=rngs)
         self.feature_norm = nnx.BatchNorm(features, use_scale=False, rngs=rngs)
 
-    def __call__(self, pictures: Array) -> Array:
+    def __call__(self, pictures: Array, key: Array | None = None) -> Array:
+        """`key` decides what is dropped; in evaluation nothing is, and none is needed."""
         count, height, width, channels = pictures.shape
         x = pictures.reshape(count, height // 2, 2, width // 2, 2, channels)
         x = self.stem(x.transpose(0, 1, 3, 2, 4, 5).reshape(count, height // 2, width // 2, 4 * channels))
         for block in self.blocks:
             x = block(x)
-        x = self.dropout(self.norm(x).reshape(count, -1))
+        x = self.dropout(self.norm(x).reshape(count, -1), rngs=None if key is None else nnx.Rngs(dropout=key))
         return self.feature_norm(self.linear(x))
 
 
@@ -134,5 +137,5 @@ class FaceNetwork(nnx.Module):
         self.classes = nnx.Param(jax.random.normal(rngs.params(), (people, features)) / jnp.sqrt(features))
         self.margin_state = margin_state
 
-    def __call__(self, pictures: Array) -> Array:
-        return self.backbone(pictures)
+    def __call__(self, pictures: Array, key: Array | None = None) -> Array:
+        return self.backbone(pictures, key)

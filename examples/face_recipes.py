@@ -1,5 +1,6 @@
 """How a network is trained, by name: what it is, what it sees, for how long and how fast."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -73,11 +74,11 @@ EPOCHS = 30
 
 
 def _residual_steps(pictures: int) -> int:
-    return max(1, EPOCHS * pictures // 128)
+    return max(20, EPOCHS * pictures // 128)
 
 
 def _residual_learning_rate(steps: int) -> optax.Schedule:
-    return optax.warmup_cosine_decay_schedule(0.0, 3e-3, warmup_steps=max(1, steps * 15 // 100), decay_steps=steps)
+    return optax.warmup_cosine_decay_schedule(0.0, 1.5e-2, steps * 15 // 100, steps, end_value=1.5e-4)
 
 
 def _muon(learning_rate: optax.Schedule, decayed: Mask) -> optax.GradientTransformation:
@@ -111,18 +112,20 @@ def _muon(learning_rate: optax.Schedule, decayed: Mask) -> optax.GradientTransfo
 # For some thousand people.
 RESIDUAL = Recipe(
     size=None,
-    backbone=ResidualBackbone,
+    backbone=functools.partial(ResidualBackbone, dropout=0.3),
     features=256,
     batch=128,
     steps=_residual_steps,
     learning_rate=_residual_learning_rate,
     optimiser=_muon,
     changes=Changes(
-        turn=(-0.12, 0.12),
-        shift_down=(-0.1, 0.1),
-        shift_across=(-0.1, 0.1),
-        light_down=(-0.3, 0.3),
-        light_across=(-0.3, 0.3),
+        turn=(-0.16, 0.16),
+        scale_down=(0.87, 1.13),
+        scale_across=(0.87, 1.13),
+        shift_down=(-0.13, 0.13),
+        shift_across=(-0.13, 0.13),
+        light_down=(-0.4, 0.4),
+        light_across=(-0.4, 0.4),
     ),
     margin="am_softmax(margin=0.2, scale=24)",
 )

@@ -56,6 +56,7 @@ class Run:
         lay_out(self.mesh, self.model, self.optimizer)
         self.losses: list[float | Array] = []
         self.angles: list[tuple[float | Array, float | Array]] = []
+        self.fetched: FaceBatch | None = None
         self._batches: tuple[int, Iterator[FaceBatch]] | None = None
 
     @property
@@ -67,22 +68,25 @@ class Run:
         return {"losses": self.losses, "angles": self.angles}
 
     def advance(self) -> Progress:
+        """One step. Raises `BadFileError` from reading its batch, before anything has changed."""
+        if self.fetched is None:
+            self.fetch()
+        batch, self.fetched = of_all_processes(self.mesh, self.fetched), None
         key, margin = jax.random.fold_in(self.key, self.step), self.margin_at(self.step)
-        batch = of_all_processes(self.mesh, self._next_batch())
         static: dict[str, Any] = dict(recipe=self.recipe, head=self.head, mesh=self.mesh)
         told = train_step(self.model, self.optimizer, batch, self.labels, margin, key, self.step, **static)
         self.losses.append(told.loss)
         self.angles.append((told.target_angle, told.other_angle))
         return told
 
-    def _next_batch(self) -> FaceBatch:
-        """That of this step, which is not the one after the last where a checkpoint was put in between."""
+    def fetch(self) -> None:
+        """Reads the batch of the next step, which is not that after the last where a checkpoint was put in between."""
         if self._batches is None or self._batches[0] != self.step:
             place = dict(process=jax.process_index(), processes=jax.process_count()) if self.mesh is not None else {}
             self._batches = self.step, batches(self.pictures, self.batch, self.seed, start=self.step, **place)
         _, iterator = self._batches
+        self.fetched = next(iterator)
         self._batches = self.step + 1, iterator
-        return next(iterator)
 
 
 @functools.partial(nnx.jit, static_argnames=("recipe", "shape", "people", "tx"))
@@ -103,11 +107,11 @@ def train_step(model, optimizer, batch, all_labels, margin, key, step, *, recipe
     pictures = augment(augment_key, as_seen(raw, model.backbone.shape[:2]), recipe.changes)
 
     def mean_loss(model):
-        features, classes = model(pictures), model.classes[...]
+        features, classes = model(pictures, jax.random.fold_in(key, 3)), model.classes[...]
         shown = Batch(features, classes, labels, examples, all_labels, step, margin_key, head)
         complete = model.margin_state.complete(margin, shown)
         loss = ms.margin_loss(features, classes, labels, complete, head=head).mean() + model.margin_state.penalty()
-        return loss, progress(features, classes, labels, loss)
+        return loss, progress(features, classes, labels, loss, head)
 
     (_, told), gradients = nnx.value_and_grad(mean_loss, has_aux=True)(model)
     optimizer.update(model, gradients)
@@ -116,10 +120,9 @@ def train_step(model, optimizer, batch, all_labels, margin, key, step, *, recipe
     return told
 
 
-def progress(features: Array, classes: Array, labels: Array, loss: Array) -> Progress:
+def progress(features: Array, classes: Array, labels: Array, loss: Array, head: ms.Head) -> Progress:
     features, classes = jax.lax.stop_gradient((features, classes))
-    own = jnp.arange(len(classes)) == labels[:, None]
-    nearest_other = jnp.argmax(jnp.where(own, -jnp.inf, ms.cosines(features, classes)), axis=-1)
+    nearest_other, _ = ms.nearest_class(features, classes, labels=labels, head=head)
     return Progress(
         loss=loss,
         target_angle=ms.angle(features, classes[labels]).mean(),

@@ -28,7 +28,8 @@ from face_recipes import RESIDUAL
 from face_training import Run, embed
 from face_verification import Scores, raw_pixels, scores_of
 from faces.lfw import read_lfw
-from faces.pictures import Pairs
+from faces.pictures import BadFileError, Pairs
+from margin_state import trial
 from measured_runs import measure_all
 
 # As in `margin_table`: a blend that falls within the first epochs and then stays.
@@ -160,6 +161,16 @@ def made_on(result: dict[str, Any]) -> str:
     return f"Made by `python examples/lfw_table.py` on {result['device']} with {versions}.\n"
 
 
+def refuse(options: argparse.Namespace) -> None:
+    """Before hours of training: the archive lacks what is asked for, or the text is no margin."""
+    archive = read_lfw(options.lfw)
+    if options.folds:
+        trial(options.folds)
+        archive.fold(0)
+    else:
+        archive.development()
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lfw", type=Path, required=True, help="the archive")
@@ -170,6 +181,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--folds", metavar="MARGIN", help="ten folds with this loss and the first seed, and no table of losses"
     )
     options = parser.parse_args(arguments)
+    try:
+        refuse(options)
+    except (BadFileError, ValueError) as error:
+        parser.error(str(error))
 
     def told(trial, result):
         split = "development" if trial.fold is None else f"fold {trial.fold}"

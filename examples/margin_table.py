@@ -170,6 +170,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--choose", action="store_true", help="compare hyper-parameters instead of making the table")
     options = parser.parse_args(arguments)
+    if options.steps < 1:
+        parser.error(f"argument --steps: expected at least 1, came {options.steps}")
     if options.choose:
         choose(options.out, options.steps)
         return 0

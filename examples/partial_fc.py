@@ -176,8 +176,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--identities", type=int, default=IDENTITIES, help="people to train on (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=STEPS, help="of each run (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
-    parser.add_argument("--arms", type=int, default=len(ARMS), help=f"the first of {len(ARMS)} (default: all)")
+    arms = range(1, len(ARMS) + 1)
+    parser.add_argument("--arms", type=int, choices=arms, default=len(ARMS), help="the first so many (default: all)")
     options = parser.parse_args(arguments)
+    if options.steps < 1:
+        parser.error(f"argument --steps: expected at least 1, came {options.steps}")
     fewest = round(BATCH / min(arm.rate for arm in ARMS))
     if options.identities < fewest:
         parser.error(f"argument --identities: expected at least {fewest}, so that a batch fits into a sample")

@@ -287,17 +287,19 @@ def mixed_margin_loss(
 
 
 def nearest_class(
-    features: jax.Array, weights: jax.Array, *, head: Head = heads.blockwise()
+    features: jax.Array, weights: jax.Array, *, labels: jax.Array | None = None, head: Head = heads.blockwise()
 ) -> tuple[jax.Array, jax.Array]:
     """The class of largest cosine, without the `[B, C]` cosines: accuracy as it will be, with no margin in it.
 
         index = argmax_j cos(theta_j),   cosine = cos(theta_index)
 
-    The cosine is differentiable, toward the class that won.
+    The cosine is differentiable, toward the class that won. With labels the maximum is over j != y: the class that an
+    example is most easily taken for.
 
     Args:
       features: `[B, D]`, real.
       weights: one row per class, `[C, D]`; or `[C, K, D]` for K sub-centres.
+      labels: `[B]`, integers in [0, C), of which C is then at least 2: each example's own class, which is left out.
       head: where it runs. Static.
 
     Returns:
@@ -311,18 +313,25 @@ def nearest_class(
       >>> index, cosine = ms.nearest_class(jnp.array([[3.0, 4.0]]), jnp.eye(2))
       >>> int(index[0]), float(cosine[0])
       (1, 0.800000011920929)
+      >>> int(ms.nearest_class(jnp.array([[3.0, 4.0]]), jnp.eye(2), labels=jnp.array([1]))[0][0])
+      0
     """
     features, weights = _checks.features_and_weights(features, weights)
-    return _nearest_class(features, weights, head=_checks.head(head))
+    left_out = jnp.full(features.shape[0], -1, jnp.int32)
+    if labels is not None:
+        num_classes = _checks.head(head).num_classes(weights)
+        if num_classes < 2:
+            raise ValueError(f"labels: expected none with {num_classes} class, of which no other is left.")
+        left_out = _checks.labels_of(labels, features.shape[0], num_classes)
+    return _nearest_class(features, weights, left_out, head=_checks.head(head))
 
 
 @functools.partial(jax.jit, static_argnames="head")
-def _nearest_class(features, weights, *, head):
+def _nearest_class(features, weights, left_out, *, head):
     features = head.place(features)
     directions = angles.unit(features.astype(angles.compute_dtype(features, weights)))
-    no_label = jnp.full(features.shape[0], -1, jnp.int32)
     rows, classes = jax.lax.stop_gradient((Rows(directions), Classes(weights)))
-    _, index = head.others(reductions.top_one(), COSINES, rows, classes, no_label)
+    _, index = head.others(reductions.top_one(), COSINES, rows, classes, left_out)
     return index, head.own(_own_cosine, directions, Classes(weights), index)
 
 

@@ -76,6 +76,9 @@ REFUSED = {
         transposed=lambda: loss(weights=W.T), cosines=lambda: ms.cosines(X, W.T),
         nearest_class=lambda: ms.nearest_class(X, W.T), logits=lambda: logits(weights=W.T),
     ),
+    **refused(
+        "labels", "no other is left", one_class=lambda: ms.nearest_class(X, W[:1], labels=np.zeros(B, np.int32))
+    ),
     **refused("weights", "at least one class", f"(0, {D})", no_class=lambda: loss(weights=W[:0])),
     **refused("weights", "at least one class", f"({C}, 0, {D})", no_centre=lambda: loss(weights=W[:, None][:, :0])),
     # logits

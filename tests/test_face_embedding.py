@@ -1,5 +1,6 @@
 """The face-embedding example, run as a person would: train, interrupt, resume, refuse."""
 
+import functools
 import itertools
 import json
 import os
@@ -11,16 +12,19 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 import face_data
 import face_embedding
+import face_verification
 import margin_softmax as ms
 from exported_embedding import Embedding
 from face_batches import batches
-from face_recipes import SMALL
+from face_network import ResidualBackbone
+from face_recipes import RESIDUAL, SMALL
 from face_training import Run
 from face_verification import Scores, scores_of
 from faces import olivetti
@@ -264,6 +268,25 @@ def test_what_a_margin_carries_and_learns_resumes_to_the_same_bits(text, pieces,
     assert all(np.any(now != then) for now, then in zip(*map(jax.tree.leaves, (carried(resumed), state)), strict=True))
 
 
+def test_what_is_dropped_is_a_function_of_the_step(faces, tmp_path):
+    """The other network, its other optimiser, and its dropout: they resume to the same bits."""
+    recipe = RESIDUAL._replace(backbone=functools.partial(ResidualBackbone, widths=(8, 8, 8, 8), dropout=0.5), batch=8)
+
+    def new():
+        return Run(faces.training, recipe, "arcface(margin=0.2, scale=16)", "blockwise", 0)
+
+    straight, interrupted, resumed = advanced(new(), 3), advanced(new(), 2), new()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(2, interrupted.model, interrupted.optimizer, {})
+        checkpoints.restore(2, resumed.model, resumed.optimizer)
+    resumed.losses = list(interrupted.losses)
+    assert advanced(resumed, 1).losses == straight.losses
+    pictures, key = jnp.zeros((2, 64, 64, 1)), jax.random.key(0)
+    one, same, other = (straight.model(pictures, key) for key in (key, key, jax.random.key(1)))
+    np.testing.assert_array_equal(one, same)
+    assert np.any(one != other)
+
+
 def test_training_moves_what_a_margin_carries_and_evaluation_does_not(faces):
     run = a_run(faces, "normface(scale=update_adacos())")
     start = carried(run)
@@ -452,9 +475,9 @@ def test_a_file_that_turns_out_bad_ends_the_run_and_loses_nothing(faces, tmp_pat
         person.mkdir(parents=True, exist_ok=True)
         (person / f"{index}.png").write_bytes(encode(picture, "PNG"))
     command = ["--data", f"folder:{tmp_path / 'faces'}", "--steps", "9", "--recipe", "small", "--out", str(tmp_path)]
-    write_pack(
-        tmp_path / "p.bin", Pairs("p", np.stack(pictures[:4]), np.array([[0, 1], [2, 3]]), np.array([True, False]))
-    )
+    same, different = [[i, i + 1] for i in range(0, 20, 2)], [[i, i + 10] for i in range(10)]
+    pairs = Pairs("p", np.stack(pictures[:20]), np.array(same + different), np.repeat([True, False], 10))
+    write_pack(tmp_path / "p.bin", pairs)
     bad = tmp_path / "faces" / "person 1" / "12.png"
 
     def cut(self, advance=Run.advance):
@@ -471,3 +494,77 @@ def test_a_file_that_turns_out_bad_ends_the_run_and_loses_nothing(faces, tmp_pat
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(SystemExit, match=r"missing\.rec"):
         face_embedding.main(["--data", f"rec:{tmp_path / 'missing.rec'}", "--out", str(tmp_path)])
+
+
+def insightface_accuracies(features, same):
+    """Of InsightFace's `calculate_roc`, from its definition; pair i is of the rows 2 i and 2 i + 1."""
+    features = features / np.linalg.norm(features, axis=1, keepdims=True)
+    distances, thresholds = np.sum((features[::2] - features[1::2]) ** 2, axis=1), np.arange(0, 4, 0.01)
+    accuracies = []
+    for tested in np.array_split(np.arange(len(same)), 10):
+        others = np.setdiff1d(np.arange(len(same)), tested)
+        right = [np.mean((distances[others] < threshold) == same[others]) for threshold in thresholds]
+        accuracies.append(np.mean((distances[tested] < thresholds[np.argmax(right)]) == same[tested]))
+    return accuracies
+
+
+def test_the_three_lines_are_insightfaces(monkeypatch):
+    random = np.random.default_rng(4)
+    same = np.tile(np.repeat([True, False], 20), 12)
+    upright, mirrored = random.normal(size=(2, 2 * len(same), 8))
+    for half in (upright, mirrored):
+        half[1::2][same] = half[::2][same] + 0.9 * random.normal(size=(same.sum(), 8))
+    norms = (np.linalg.norm(upright, axis=1) + np.linalg.norm(mirrored, axis=1)) / 2
+    monkeypatch.setattr(face_verification, "embed", lambda *_: (np.float32(upright + mirrored), norms))
+    pairs = Pairs("made", np.zeros((2 * len(same), 1, 1, 1), np.uint8), np.arange(2 * len(same)).reshape(-1, 2), same)
+    accuracies = insightface_accuracies(upright + mirrored, same)
+    cosines = ms.verification.pair_cosines(np.float32(upright + mirrored), pairs.pairs)
+    exact = ms.verification.kfold_accuracy(cosines, same)
+    assert f"{exact.mean:.5f}" != f"{np.mean(accuracies):.5f}"  # else this could not fail
+    assert face_verification.Validation(pairs, highest=0.99).lines(None, 7) == [
+        f"[made][7]XNorm: {np.mean(norms):.6f}",
+        f"[made][7]Accuracy-Flip: {np.mean(accuracies):.5f}+-{np.std(accuracies):.5f}",
+        "[made][7]Accuracy-Highest: 0.99000",
+    ]
+
+
+def test_each_fold_has_its_share_of_both_kinds(faces):
+    held = faces.validation[0]
+    for kind in (held.same, ~held.same):
+        counts = np.bincount(held.fold[kind], minlength=10)
+        assert counts.sum() == kind.sum()
+        assert np.ptp(counts) <= 1
+
+
+def test_people_of_one_picture_are_not_verified():
+    labels = np.arange(8)
+    pictures = ArrayPictures(np.zeros((8, 2, 2, 1), np.uint8), np.int32(labels), tuple(map(str, labels)))
+    with pytest.raises(ValueError, match="0 pairs of one person"):
+        face_data.left_out("folder:people", pictures, face_data.Choice())
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [(["--data", "lfw:lfw.npz", "--fold", "1"], "--fold: nobody is left out"),
+     (["--data", "rec:a.rec", "--validate", "bin:a.bin", "--fold", "0"], "--fold: nobody is left out"),
+     (["--data", "folder:faces", "--people", "9"], "--people: for --data rendered alone"),
+     (["--seed", "-1"], "--seed: expected a whole number from 0"), (["--seed", str(2**33)], "--seed: expected"),
+     (["--out", __file__], "--out: "), (["--export", str(ROOT)], "--export: expected a file")],
+)  # fmt: skip
+def test_options_that_would_be_ignored_or_fail_late_are_refused(more, words, capsys):
+    with pytest.raises(SystemExit):
+        face_embedding.main(more)
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--people", "9", "--steps", "5"], "another one .*190 pairs.*, is .*435 pairs"),
+        (["--steps", "3"], "4 steps are done"),
+    ],
+)
+def test_a_resumed_run_has_the_same_pictures_and_goes_on(more, words, uninterrupted):
+    out, _ = uninterrupted
+    with pytest.raises(SystemExit, match=f"Not resumed: .*{words}"):
+        face_embedding.main([*PEOPLE, "--out", str(out), "--resume", *more])

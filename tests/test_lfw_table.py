@@ -25,7 +25,7 @@ class Light(nnx.Module):
         self.shape, self.features = shape, features
         self.linear = nnx.Linear(math.prod(shape), features, rngs=rngs)
 
-    def __call__(self, pictures):
+    def __call__(self, pictures, key=None):
         return self.linear(pictures.reshape(len(pictures), -1))
 
 

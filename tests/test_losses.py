@@ -321,6 +321,11 @@ def test_nearest_class(head):
     np.testing.assert_array_equal(index, ms.cosines(x, centres).argmax(axis=1))
     tied = np.tile(w[:1], (23, 1))
     np.testing.assert_array_equal(ms.nearest_class(x, tied, head=HEADS[head])[0], np.zeros(9))
+    labels = np.arange(9) % len(w)
+    others = np.where(np.arange(len(w)) == labels[:, None], -2, cosines)
+    index, cosine = ms.nearest_class(x, w, labels=labels, head=HEADS[head])
+    np.testing.assert_array_equal(index, others.argmax(1))
+    np.testing.assert_allclose(cosine, others.max(1), rtol=1e-5)
 
 
 def test_nearest_cosine_pulls_toward_the_class_that_won():

@@ -23,7 +23,7 @@ class Light(nnx.Module):
         self.linear = nnx.Linear(math.prod(shape), features, rngs=rngs)
         self.norm = nnx.BatchNorm(features, rngs=rngs)
 
-    def __call__(self, pictures):
+    def __call__(self, pictures, key=None):
         return self.norm(self.linear(pictures.reshape(len(pictures), -1)))
 
 
