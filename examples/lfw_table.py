@@ -23,14 +23,13 @@ import numpy as np
 from tqdm import tqdm
 
 import margin_softmax as ms
-from face_embedding import surroundings
 from face_recipes import RESIDUAL
 from face_training import Run, embed
 from face_verification import Scores, raw_pixels, scores_of
 from faces.lfw import read_lfw
 from faces.pictures import BadFileError, Pairs
 from margin_state import trial
-from measured_runs import measure_all
+from measured_runs import measure_all, surroundings
 
 # As in `margin_table`: a blend that falls within the first epochs and then stays.
 _BLEND = "blend=blend_schedule(base=1000, gamma=10, minimum={})"
@@ -193,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.folds:
         trials = [Trial(options.folds, options.seeds[0], fold) for fold in range(FOLDS)]
     else:
-        trials = [Trial(margin, seed) for seed in options.seeds for margin in LOSSES.values()]
+        trials = [Trial(margin, seed) for margin in LOSSES.values() for seed in options.seeds]
     results = measure_all(
         trials, options.out, lambda trial: measure(trial, options.lfw), program=lambda trial: trial.margin, told=told
     )

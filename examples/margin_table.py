@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from face_data import FOLDS, Choice, load_faces
-from face_embedding import evaluate, surroundings
+from face_embedding import evaluate
 from face_recipes import SMALL
 from face_training import Run
 from face_verification import raw_pixels
-from measured_runs import measure_all
+from measured_runs import measure_all, surroundings
 
 # The blend falls to 20 within 5 steps, to 5 within 20; A-Softmax's authors leave 5 to the end, too. Blends that go on
 # towards 0 were tried first, with fewer features (L- and A-Softmax so had a second round): equal error 0.11 to 0.19.

@@ -1,14 +1,18 @@
 """Many runs, one file each: what was measured is not measured again, and tables are made from the files."""
 
+import importlib.metadata
 import itertools
 import json
 import os
+import platform
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import jax
 from tqdm import tqdm
+
+import margin_softmax as ms
 
 
 class _Trial(Protocol):
@@ -43,3 +47,13 @@ def measure_all(
             # Those of the last program would only fill the memory.
             jax.clear_caches()
     return [json.loads(trial.file(folder).read_text()) for trial in trials]
+
+
+def surroundings() -> dict[str, Any]:
+    """Where the numbers were made."""
+    packages = "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy"
+    device = jax.devices()[0]
+    versions = {"python": platform.python_version(), "margin_softmax": ms.__version__}
+    versions |= {package: importlib.metadata.version(package) for package in packages}
+    many = {"devices": jax.device_count(), "processes": jax.process_count()}
+    return {"device": f"{device.platform} ({device.device_kind})", **many, "versions": versions}

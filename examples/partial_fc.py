@@ -24,10 +24,9 @@ import numpy as np
 from tqdm import tqdm
 
 import margin_softmax as ms
-from face_embedding import surroundings
 from face_training import embed
 from face_verification import Figures, Scores
-from measured_runs import measure_all
+from measured_runs import measure_all, surroundings
 from partial_fc_training import BATCH, FEATURES, MARGIN, SCALE, SIDE, Run, Trial, class_step
 from rendered_faces import drawn_people, portraits
 

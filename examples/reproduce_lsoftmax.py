@@ -29,10 +29,9 @@ import numpy as np
 from tqdm import tqdm
 
 import margin_softmax as ms
-from face_embedding import surroundings
 from feature_circle import load_digits
 from lsoftmax_training import ANNEALING, BUNDLED, LEARNING_RATE, MOMENTUM, PAPER, REDUCED, WEIGHT_DECAY, embed, train
-from measured_runs import measure_all
+from measured_runs import measure_all, surroundings
 from mnist_files import Digits
 
 LOSSES = {"softmax": 1, "L-Softmax, m = 2": 2, "L-Softmax, m = 3": 3, "L-Softmax, m = 4": 4}
