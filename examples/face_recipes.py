@@ -84,7 +84,7 @@ def _residual_learning_rate(steps: int) -> optax.Schedule:
 def _muon(learning_rate: optax.Schedule, decayed: Mask) -> optax.GradientTransformation:
     """Muon for the kernels between the first convolution and the features, Adam for the rest.
 
-    A network from nothing fits LFW's pictures in a third of the epochs that AdamW takes.
+    Tried on LFW beside AdamW, with which the loss falls more slowly.
     """
 
     def dimensions(path, leaf):

@@ -13,8 +13,6 @@ from faces.pictures import Pairs
 verification = ms.verification
 # InsightFace tries squared distances of unit vectors from 0 to 4; exact thresholds differ in the fourth digit.
 INSIGHTFACE_THRESHOLDS = 1 - np.arange(0, 4, 0.01) / 2
-
-
 PAIRS_AT_ONCE = 5000
 
 

@@ -299,7 +299,8 @@ def nearest_class(
     Args:
       features: `[B, D]`, real.
       weights: one row per class, `[C, D]`; or `[C, K, D]` for K sub-centres.
-      labels: `[B]`, integers in [0, C), of which C is then at least 2: each example's own class, which is left out.
+      labels: `[B]`, integers in [0, C), of which C is then at least 2: each example's own class, which is left out. The
+        cosine is NaN where a label is none.
       head: where it runs. Static.
 
     Returns:
@@ -317,13 +318,15 @@ def nearest_class(
       0
     """
     features, weights = _checks.features_and_weights(features, weights)
-    left_out = jnp.full(features.shape[0], -1, jnp.int32)
+    left_out, num_classes = jnp.full(features.shape[0], -1, jnp.int32), _checks.head(head).num_classes(weights)
     if labels is not None:
-        num_classes = _checks.head(head).num_classes(weights)
         if num_classes < 2:
             raise ValueError(f"labels: expected none with {num_classes} class, of which no other is left.")
         left_out = _checks.labels_of(labels, features.shape[0], num_classes)
-    return _nearest_class(features, weights, left_out, head=_checks.head(head))
+    index, cosine = _nearest_class(features, weights, left_out, head=_checks.head(head))
+    if labels is None:
+        return index, cosine
+    return index, jnp.where((left_out >= 0) & (left_out < num_classes), cosine, jnp.nan)
 
 
 @functools.partial(jax.jit, static_argnames="head")

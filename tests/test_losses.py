@@ -326,6 +326,10 @@ def test_nearest_class(head):
     index, cosine = ms.nearest_class(x, w, labels=labels, head=HEADS[head])
     np.testing.assert_array_equal(index, others.argmax(1))
     np.testing.assert_allclose(cosine, others.max(1), rtol=1e-5)
+    with jax.debug_nans(False):
+        wrong = np.where(np.arange(9) == 1, -1, np.where(np.arange(9) == 3, len(w), labels))
+        _, cosine = ms.nearest_class(x, w, labels=wrong, head=HEADS[head])
+        np.testing.assert_array_equal(np.isnan(np.asarray(cosine)), np.isin(np.arange(9), [1, 3]))
 
 
 def test_nearest_cosine_pulls_toward_the_class_that_won():
