@@ -88,11 +88,16 @@ def site_uri(path):
 
 
 def is_source(path):
-    return not path.startswith(("docs/", "..")) and Path(path).suffix in SOURCE and (ROOT / path).is_file()
+    return not path.startswith(("docs/", "..")) and Path(path).suffix in SOURCE and place_of(path).is_file()
+
+
+def place_of(path):
+    """Where a file of the repository lies. The package may be installed elsewhere."""
+    return (PACKAGE.parent if path.startswith("margin_softmax/") else ROOT) / path
 
 
 def source_page(path):
-    code = (ROOT / path).read_text(encoding="utf-8")
+    code = place_of(path).read_text(encoding="utf-8")
     return f"---\ntitle: {path}\nsearch: {{exclude: true}}\n---\n\n````{SOURCE[Path(path).suffix]}\n{code}````\n"
 
 

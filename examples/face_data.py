@@ -94,11 +94,14 @@ def load_faces(source: str, choice: Choice = Choice(), validation: Sequence[str]
 
 
 def with_packs(faces: Faces, validation: Sequence[str]) -> Faces:
-    """Reads the packs, in the tones of the training: grey where that is grey. Raises ValueError for another size."""
+    """Reads the packs, in the tones of the training: grey where that is grey. Raises ValueError for another size
+    or a name that is taken."""
     shape = faces.training.shape
     packs = []
     for path in map(pack_path, validation):
         packs.append(read_pack(path, grey=shape[2] == 1))
+        if packs[-1].name in {pairs.name for pairs in (*faces.validation, *packs[:-1])}:
+            raise ValueError(f"{path}: expected sets of different names, came two called {packs[-1].name!r}; rename one")
         if packs[-1].pictures.shape[1:] != shape:
             came, expected = (" x ".join(map(str, size)) for size in (packs[-1].pictures.shape[1:], shape))
             raise ValueError(f"{path}: expected pictures of {expected} as in the training, came {came}")
@@ -111,7 +114,7 @@ def source_of(text: str) -> tuple[str, Path]:
     if kind in NAMED and not colon:
         return kind, Path()
     if kind in (*FILES, "lfw") and path:
-        return kind, Path(path)
+        return kind, Path(path).expanduser()  # a shell expands `~` at the start of a word only
     expected = ", ".join((*NAMED, "lfw:FILE", *(f"{kind}:PATH" for kind in FILES)))
     raise ValueError(f"expected one of {expected}; came {text!r}")
 
@@ -120,7 +123,7 @@ def pack_path(text: str) -> Path:
     kind, _, path = text.partition(":")
     if kind != "bin" or not path:
         raise ValueError(f"expected bin:FILE, a verification pack; came {text!r}")
-    return Path(path)
+    return Path(path).expanduser()
 
 
 def _made_or_found(kind: str, choice: Choice) -> tuple[str, ArrayPictures]:

@@ -28,6 +28,7 @@ from face_embedding import evaluate
 from face_recipes import SMALL
 from face_training import Run
 from face_verification import raw_pixels
+from faces.olivetti import UnavailableError, olivetti_faces
 from measured_runs import measure_all, surroundings
 
 # The blend falls to 20 within 5 steps, to 5 within 20; A-Softmax's authors leave 5 to the end, too. Blends that go on
@@ -172,6 +173,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.steps < 1:
         parser.error(f"argument --steps: expected at least 1, came {options.steps}")
+    try:
+        olivetti_faces()
+    except UnavailableError as reason:
+        parser.error(f"the Olivetti faces cannot be had: {reason}")
     if options.choose:
         choose(options.out, options.steps)
         return 0

@@ -21,6 +21,7 @@ import face_data
 import face_embedding
 import face_verification
 import margin_softmax as ms
+import margin_table
 from exported_embedding import Embedding
 from face_batches import batches
 from face_network import ResidualBackbone
@@ -203,6 +204,10 @@ def test_without_olivetti_the_example_says_why_and_goes_on(tmp_path, capsys, mon
     assert not list(tmp_path.iterdir())
     with pytest.raises(olivetti.UnavailableError):
         face_data.load_faces("olivetti")
+    monkeypatch.setattr(margin_table, "olivetti_faces", face_data.olivetti_faces)
+    with pytest.raises(SystemExit):
+        margin_table.main(["--out", str(tmp_path)])
+    assert "the Olivetti faces cannot be had: not in scikit-learn's cache" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
@@ -489,6 +494,20 @@ def test_a_file_that_turns_out_bad_ends_the_run_and_loses_nothing(faces, tmp_pat
     with pytest.raises(SystemExit, match=r"is kept\. .*12\.png"):
         face_embedding.main([*command, "--validate", f"bin:{tmp_path / 'p.bin'}"])
     assert any((tmp_path / "checkpoints").iterdir())
+
+
+def test_sets_of_one_name_are_refused_and_a_home_is_found(faces, tmp_path, monkeypatch):
+    """Under one name their lines in a log would not be told apart."""
+    held = faces.validation[0]
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_pack(tmp_path / folder / "p.bin", Pairs("p", held.pictures, held.pairs[:4], held.same[:4]))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    trained = faces._replace(validation=())
+    assert [pairs.name for pairs in face_data.with_packs(trained, ["bin:~/a/p.bin"]).validation] == ["p"]
+    with pytest.raises(ValueError, match="two called 'p'; rename one"):
+        face_data.with_packs(trained, ["bin:~/a/p.bin", "bin:~/b/p.bin"])
+    assert face_data.source_of("folder:~/faces") == ("folder", tmp_path / "faces")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

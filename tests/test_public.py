@@ -12,7 +12,7 @@ import pytest
 import margin_softmax as ms
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "margin_softmax"
+PACKAGE = pathlib.Path(ms.__file__).parent
 
 
 def module_name(path):
