@@ -95,13 +95,14 @@ def load_faces(source: str, choice: Choice = Choice(), validation: Sequence[str]
 
 def with_packs(faces: Faces, validation: Sequence[str]) -> Faces:
     """Reads the packs, in the tones of the training: grey where that is grey. Raises ValueError for another size
-    or a name that is taken."""
+    or a name that is taken.
+    """
     shape = faces.training.shape
     packs = []
     for path in map(pack_path, validation):
         packs.append(read_pack(path, grey=shape[2] == 1))
         if packs[-1].name in {pairs.name for pairs in (*faces.validation, *packs[:-1])}:
-            raise ValueError(f"{path}: expected sets of different names, came two called {packs[-1].name!r}; rename one")
+            raise ValueError(f"{path}: expected sets of different names, came two {packs[-1].name!r}; rename one")
         if packs[-1].pictures.shape[1:] != shape:
             came, expected = (" x ".join(map(str, size)) for size in (packs[-1].pictures.shape[1:], shape))
             raise ValueError(f"{path}: expected pictures of {expected} as in the training, came {came}")

@@ -107,7 +107,7 @@ def measured(scores: Any, known: Pairs, tested: Pairs) -> dict[str, float]:
     """Accuracy on `tested` at thresholds picked on `known`, and figures that need none."""
     trained: Scores = scores(known)
     found: Scores = scores(tested)
-    threshold = ms.verification.threshold_at_far(*trained, FALSE_ACCEPTS)
+    threshold = float(ms.verification.threshold_at_far(*trained, FALSE_ACCEPTS))
     best = ms.verification.best_accuracy(*trained).threshold
 
     def accuracy(threshold: float) -> float:
@@ -184,7 +184,7 @@ def made_on(result: dict[str, Any]) -> str:
 
 
 def part_of(text: str) -> tuple[int, int]:
-    """"2/3" -> (2, 3)."""
+    """From "2/3" to (2, 3)."""
     part, slash, parts = text.partition("/")
     if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
         raise argparse.ArgumentTypeError(f"expected one like 1/3, 2/3 or 3/3, came {text!r}")
@@ -207,8 +207,8 @@ def refuse_mixture(results: list[dict[str, Any]], folder: Path) -> None:
         found = {str(result[key]) for result in results}
         if len(found) > 1:
             raise ValueError(
-                f"--out: expected runs that agree on {key}, came {' and '.join(sorted(found))} in {folder}. Delete those "
-                "of one kind, or give another folder."
+                f"--out: expected runs that agree on {key}, came {' and '.join(sorted(found))} in {folder}. Delete "
+                "those of one kind, or give another folder."
             )
 
 

@@ -505,7 +505,7 @@ def test_sets_of_one_name_are_refused_and_a_home_is_found(faces, tmp_path, monke
     monkeypatch.setenv("HOME", str(tmp_path))
     trained = faces._replace(validation=())
     assert [pairs.name for pairs in face_data.with_packs(trained, ["bin:~/a/p.bin"]).validation] == ["p"]
-    with pytest.raises(ValueError, match="two called 'p'; rename one"):
+    with pytest.raises(ValueError, match="two 'p'; rename one"):
         face_data.with_packs(trained, ["bin:~/a/p.bin", "bin:~/b/p.bin"])
     assert face_data.source_of("folder:~/faces") == ("folder", tmp_path / "faces")
 

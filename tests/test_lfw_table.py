@@ -117,7 +117,9 @@ def test_machines_share_the_runs(archive, tmp_path, monkeypatch, capsys):
     for part in ("1/2", "2/2"):
         assert lfw_table.main([*arguments, part, "--out", str(tmp_path / part[0])]) == 0
     one, two = ({file.name for file in (tmp_path / part).iterdir()} for part in "12")
-    assert len(one) == len(two) == 3 and not one & two and not (tmp_path / "t.md").exists()
+    assert len(one) == len(two) == 3
+    assert not one & two
+    assert not (tmp_path / "t.md").exists()
     for wrong in ("0/2", "3/2", "1", "a/2", "1/-2"):
         with pytest.raises(SystemExit):
             lfw_table.main([*arguments, wrong])
