@@ -46,6 +46,12 @@ def on_files(files, config):
     return files
 
 
+def on_serve(server, config, builder):
+    """Docstrings are pages too; the package lies here or wherever it is installed."""
+    server.watch(str(PACKAGE))
+    return server
+
+
 def on_page_markdown(markdown, page, config, files):
     """Links into the repository become links within the site, and the name of a function no longer its module's."""
     here = page.file.src_uri
