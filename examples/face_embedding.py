@@ -6,7 +6,7 @@
     python examples/face_embedding.py --margin "adaface(margin=0.3, scale=16)"
     python examples/face_embedding.py --data rendered --people 400 --steps 2000 --out large
     python examples/face_embedding.py --out large --data rendered --people 400 --steps 4000 --resume
-    python examples/face_embedding.py --data lfw:lfw.npz --margin "am_softmax(margin=0.2, scale=24)"
+    python examples/face_embedding.py --data lfw:lfw.npz --margin "am_softmax(margin=0.1, scale=16)"
     python examples/face_embedding.py --data rec:faces/train.rec --validate bin:faces/lfw.bin bin:faces/cfp_fp.bin
     srun --ntasks=2 python examples/face_embedding.py --distributed
 

@@ -83,15 +83,15 @@ def averaged(x: Array) -> Array:
 
 
 class ResidualBackbone(nnx.Module):
-    """Pictures `[B, *shape]` -> features `[B, D]`; H and W multiples of 16. Each stage halves the resolution."""
+    """Pictures `[B, *shape]` -> features `[B, D]`; H and W multiples of 16. The stem and each stage halve them."""
 
     def __init__(
         self,
         shape: Shape,
         features: int,
         *,
-        widths: tuple[int, ...] = (32, 64, 128, 256),
-        blocks: tuple[int, ...] = (0, 1, 1, 1),
+        widths: tuple[int, ...] = (64, 64, 128, 256),
+        blocks: tuple[int, ...] = (2, 1, 1),
         dropout: float = 0.0,
         rngs: nnx.Rngs,
     ):
@@ -99,16 +99,17 @@ class ResidualBackbone(nnx.Module):
         height, width, channels = shape
         # Each 2 x 2 pixels become four channels: the first convolution, of few channels, is the slowest of all.
         self.stem = nnx.Conv(4 * channels, widths[0], (3, 3), use_bias=False, rngs=rngs)
-        stages, width_in = [], widths[0]
-        for stage, (width_out, count) in enumerate(zip(widths, blocks, strict=True)):
-            for place in range(count):
-                stages.append(ResidualBlock(width_in, width_out, halve=stage > 0 and place == 0, rngs=rngs))
-                width_in = width_out
+        self.stem_norm = nnx.BatchNorm(widths[0], rngs=rngs)
+        stages = []
+        for (width_in, width_out), count in zip(itertools.pairwise(widths), blocks, strict=True):
+            stages.append(ResidualBlock(width_in, width_out, halve=True, rngs=rngs))
+            stages += [ResidualBlock(width_out, width_out, halve=False, rngs=rngs) for _ in range(count - 1)]
         self.blocks = nnx.List(stages)
-        self.norm = nnx.BatchNorm(width_in, rngs=rngs)
+        self.norm = nnx.BatchNorm(widths[-1], rngs=rngs)
         self.dropout = nnx.Dropout(dropout)
         pixels = (height >> len(widths)) * (width >> len(widths))
-        self.linear = nnx.Linear(width_in * pixels, features, use_bias=False, rngs=rngs)
+        self.linear = nnx.Linear(widths[-1] * pixels, features, use_bias=False, rngs=rngs)
+        # Without a scale a feature is about as long as the square root of D, and no loss can let that run away.
         self.feature_norm = nnx.BatchNorm(features, use_scale=False, rngs=rngs)
 
     def __call__(self, pictures: Array, key: Array | None = None) -> Array:
@@ -116,6 +117,8 @@ class ResidualBackbone(nnx.Module):
         count, height, width, channels = pictures.shape
         x = pictures.reshape(count, height // 2, 2, width // 2, 2, channels)
         x = self.stem(x.transpose(0, 1, 3, 2, 4, 5).reshape(count, height // 2, width // 2, 4 * channels))
+        # Before any averaging: with nothing but a convolution here, what is finer than four pixels is seen linearly.
+        x = nnx.relu(self.stem_norm(x))
         for block in self.blocks:
             x = block(x)
         x = self.dropout(self.norm(x).reshape(count, -1), rngs=None if key is None else nnx.Rngs(dropout=key))

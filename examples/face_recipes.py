@@ -70,7 +70,7 @@ SMALL = Recipe(
     margin="arcface(margin=0.2, scale=16)",
 )
 
-EPOCHS = 30
+EPOCHS = 20
 
 
 def _residual_steps(pictures: int) -> int:
@@ -127,7 +127,7 @@ RESIDUAL = Recipe(
         light_down=(-0.4, 0.4),
         light_across=(-0.4, 0.4),
     ),
-    margin="am_softmax(margin=0.2, scale=24)",
+    margin="am_softmax(margin=0.1, scale=16)",
 )
 RECIPES = {"small": SMALL, "residual": RESIDUAL}
 
