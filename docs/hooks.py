@@ -25,6 +25,9 @@ PAGES = {
 }
 """Pages outside this folder -> where they are on the site."""
 
+WIDE = {"losses.md"}
+"""Pages whose tables are given the room of the table of contents."""
+
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)(?P<path>[^)\s#]+)(?P<rest>[^)]*)(?=\))")
 DIRECTIVE = re.compile(r"^(::: margin_softmax\.(\w+))$", re.MULTILINE)
 CELL = re.compile(r"<td(.*?</td>)", re.DOTALL)
@@ -55,6 +58,8 @@ def on_serve(server, config, builder):
 def on_page_markdown(markdown, page, config, files):
     """Links into the repository become links within the site, and the name of a function no longer its module's."""
     here = page.file.src_uri
+    if here in WIDE:
+        page.meta["hide"] = ["toc"]
 
     def rewritten(link):
         path = repository_path(here, link["path"])

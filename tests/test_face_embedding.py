@@ -275,7 +275,8 @@ def test_what_a_margin_carries_and_learns_resumes_to_the_same_bits(text, pieces,
 
 def test_what_is_dropped_is_a_function_of_the_step(faces, tmp_path):
     """The other network, its other optimiser, and its dropout: they resume to the same bits."""
-    recipe = RESIDUAL._replace(backbone=functools.partial(ResidualBackbone, widths=(8, 8, 8, 8), dropout=0.5), batch=8)
+    backbone = functools.partial(ResidualBackbone, widths=(8, 8, 8), blocks=(1, 1), dropout=0.5)
+    recipe = RESIDUAL._replace(backbone=backbone, batch=8)
 
     def new():
         return Run(faces.training, recipe, "arcface(margin=0.2, scale=16)", "blockwise", 0)
