@@ -18,6 +18,7 @@ from faces import recordio
 from faces.images import decode, encode
 from faces.pictures import BadFileError
 from faces.recordio import RecordPictures, RecordWriter, index_of, read_index, write_index, write_records
+from reference import mxnet_records
 
 MAGIC = b"\x0a\x23\xd7\xce"
 EXAMPLES = Path(recordio.__file__).parents[1]
@@ -70,6 +71,19 @@ def shuffled():
     """Pictures alone, with keys from 0 and the ids that they had."""
     order = [3, 6, 1, 5, 2, 4]
     return [(k, part(data_of(PEOPLE[i - 1], i, file_of(i)))) for k, i in enumerate(order)], order
+
+
+def test_a_file_that_mxnet_wrote_is_read():
+    """tests/reference/mxnet_records.py wrote it, and has MXNet read what this project writes."""
+    pictures, expected = RecordPictures(mxnet_records.STORED), list(mxnet_records.contents())
+    assert len(pictures) == len(expected)
+    assert pictures.names == ("0", "1", "2", "3")
+    for index, (picture, data, labels) in enumerate(expected):
+        record = pictures.record(index)
+        assert (record.data, record.labels.tolist()) == (data, labels)
+        np.testing.assert_array_equal(pictures[index], picture)
+    indexed = read_index(mxnet_records.STORED.with_suffix(".idx"))
+    np.testing.assert_array_equal(index_of(mxnet_records.STORED), indexed)
 
 
 @pytest.mark.parametrize("more", [(), (1.0,)], ids=["one label", "two labels"])
