@@ -23,10 +23,13 @@ def cross_entropy(
     With distributions `t` as labels the loss is `-sum_j t_j log p_j` and its gradient `p sum(t) - t`. Neither loss
     nor gradient loses digits where `p_y` is close to 1: `1 - p_y` is never formed by subtraction.
 
+    The gradient is written by hand, so JAX refuses forward mode through the loss (`jax.jvp`, `jax.jacfwd`); second
+    derivatives of either order over the gradient work.
+
     Args:
       logits: `[B, C]`, real; -inf closes a class.
-      labels: `[B]` integers in [0, C), or `[B, C]` distributions, real and >= 0. A label outside makes that row's
-        loss NaN and its gradient 0; no other row changes.
+      labels: `[B]` integers in [0, C), or `[B, C]` distributions, real and >= 0, of any sum. A label outside makes
+        that row's loss NaN and its gradient 0; no other row changes.
       label_smoothing: epsilon in [0, 1]: the target becomes `(1 - epsilon) t + epsilon / C`.
       where: rows that count, `[B]` booleans. The others have loss 0 and gradient 0, whatever they hold.
 
@@ -71,19 +74,20 @@ def _cross_entropy(logits, labels, label_smoothing, where):
     logits = logits.astype(dtype)
     if where is not None:
         logits = jnp.where(where[:, None], logits, 0.0)
-    of_labels = jnp.issubdtype(labels.dtype, jnp.integer)
-    if of_labels:
+    smoothing = None if label_smoothing is None else jnp.asarray(label_smoothing, dtype)
+    if jnp.issubdtype(labels.dtype, jnp.integer):
         valid, labels = _checks.in_range(labels, logits.shape[-1])
         losses = _of_labels(jnp.where(valid[:, None], logits, 0.0), labels)
+        if smoothing is not None:
+            losses = losses + smoothing * (_own(logits, labels) - jnp.mean(logits, axis=-1))
     else:
         valid = jnp.ones(logits.shape[:1], bool)
         labels = labels.astype(dtype)
         if where is not None:
             labels = jnp.where(where[:, None], labels, 1.0 / logits.shape[-1])
+        if smoothing is not None:
+            labels = (1.0 - smoothing) * labels + smoothing / logits.shape[-1]
         losses = _of_distributions(logits, labels)
-    if label_smoothing is not None:
-        own = _own(logits, labels) if of_labels else jnp.sum(labels * logits, axis=-1)
-        losses = losses + jnp.asarray(label_smoothing, dtype) * (own - jnp.mean(logits, axis=-1))
     return _checks.only_counted(losses, valid, where)
 
 
