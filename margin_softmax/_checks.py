@@ -19,8 +19,13 @@ Numeric = float | jax.Array | np.ndarray
 """A hyper-parameter: a number, or an array with one value per example; concrete or traced."""
 
 
+def held(value: Any) -> Any:
+    """What a parameter of a network holds, as an `nnx.Param` does; anything else as it is."""
+    return value.__jax_array__() if hasattr(value, "__jax_array__") and not isinstance(value, jax.Array) else value
+
+
 def is_traced(value: Any) -> bool:
-    return isinstance(value, Tracer)
+    return isinstance(held(value), Tracer)
 
 
 def real_array(name: str, value: Any) -> jax.Array:
@@ -64,62 +69,68 @@ def shape(
         raise ValueError(f"{name}: expected shape {letters}, came {array.shape}. {fix}".rstrip()) from None
 
 
-def features_and_weights(features: Any, weights: Any) -> tuple[jax.Array, jax.Array]:
-    """Features [B, D] and class weights [C, D] or [C, K, D], as arrays that fit each other."""
-    features, weights = real_array("features", features), real_array("weights", weights)
+def features_and_weights(features: Any, weights: Any, name: str = "weights") -> tuple[jax.Array, jax.Array]:
+    """Features [B, D] and class weights [C, D] or [C, K, D], which have a name, as arrays that fit each other."""
+    features, weights = real_array("features", features), real_array(name, weights)
     shape("features", features, (None, None), "[B, D]", "Flatten or pool every other axis first.")
     if weights.ndim not in (2, 3):
         raise ValueError(
-            f"weights: expected shape [C, D], or [C, K, D] with K sub-centres, came {weights.shape}. "
+            f"{name}: expected shape [C, D], or [C, K, D] with K sub-centres, came {weights.shape}. "
             "Give one row per class."
         )
     dimensions = features.shape[1]
     if weights.shape[-1] != dimensions:
         transposed = weights.ndim == 2 and weights.shape[0] == dimensions
-        fix = "They look transposed: pass `weights.T`." if transposed else "Features and class rows share D."
+        fix = f"They look transposed: pass `{name}.T`." if transposed else "Features and class rows share D."
         raise ValueError(
-            f"weights: expected shape [C, {dimensions}] for features {features.shape}, came {weights.shape}. {fix}"
+            f"{name}: expected shape [C, {dimensions}] for features {features.shape}, came {weights.shape}. {fix}"
         )
     if 0 in weights.shape[:-1]:
-        raise ValueError(f"weights: expected at least one class, came {weights.shape}. Give one row per class.")
+        raise ValueError(f"{name}: expected at least one class, came {weights.shape}. Give one row per class.")
     return features, weights
 
 
-def labels_of(labels: Any, batch: int, num_classes: int) -> jax.Array:
-    """Labels [B] as integers that can hold every class; their values are left as they are."""
-    _refuse_lost_digits(labels)
-    labels = _as_array("labels", labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(
-            f"labels: expected integers, came {labels.dtype}. "
-            "Class indices are integers in [0, C): `labels.astype(jnp.int32)`."
-        )
-    if labels.ndim == 2 and labels.shape == (batch, num_classes) and labels.shape[1] != 1:
+def labels_of(labels: Any, batch: int | None, num_classes: int) -> jax.Array:
+    """Labels [B] as integers that can hold every class; their values are left as they are. None: of any B."""
+    labels = _integers("labels", labels, num_classes, "Class indices are integers in [0, C)")
+    letters = "[B]" if batch is None else f"[B] = ({batch},)"
+    if labels.ndim == 2 and labels.shape[1] == num_classes != 1 and batch in (None, labels.shape[0]):
         raise ValueError(
-            f"labels: expected shape [B] = ({batch},), came {labels.shape}, which looks one-hot. "
+            f"labels: expected shape {letters}, came {labels.shape}, which looks one-hot. "
             "Pass `labels.argmax(axis=-1)`."
         )
-    shape(
-        "labels",
-        labels,
-        (batch,),
-        f"[B] = ({batch},)",
-        "One class index per example: `labels.reshape(-1)` drops a trailing axis.",
-    )
-    if jnp.iinfo(labels.dtype).max < num_classes - 1:
-        raise TypeError(
-            f"labels: {labels.dtype} cannot hold the classes 0 to {num_classes - 1}, so larger ones have wrapped. "
-            "Make them int32 where they are made."
-        )
+    fix = "One class index per example: `labels.reshape(-1)` drops a trailing axis."
+    shape("labels", labels, (batch,), letters, fix)
     return labels
 
 
-def _refuse_lost_digits(labels: Any) -> None:
-    """NumPy labels wider than the compiled integers would wrap onto other classes, silently."""
-    if isinstance(labels, jax.Array) or hasattr(labels, "__jax_array__"):
+def indices_of(name: str, indices: Any, batch: int, size: int) -> jax.Array:
+    """Indices [B] into `size` rows, as integers that can hold all; their values are left as they are."""
+    indices = _integers(name, indices, size, f"They are integers in [0, {size})")
+    shape(name, indices, (batch,), f"[B] = ({batch},)", "One index per example.")
+    return indices
+
+
+def _integers(name: str, indices: Any, size: int, meaning: str) -> jax.Array:
+    """`indices` as integers that can hold 0 to size - 1."""
+    _refuse_lost_digits(name, indices, meaning)
+    indices = _as_array(name, indices)
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise TypeError(f"{name}: expected integers, came {indices.dtype}. {meaning}: `{name}.astype(jnp.int32)`.")
+    if jnp.iinfo(indices.dtype).max < size - 1:
+        raise TypeError(
+            f"{name}: {indices.dtype} cannot hold 0 to {size - 1}, so larger ones have wrapped. "
+            "Make them int32 where they are made."
+        )
+    return indices
+
+
+def _refuse_lost_digits(name: str, indices: Any, meaning: str) -> None:
+    """NumPy integers wider than the compiled ones would wrap onto other classes, silently."""
+    if isinstance(indices, jax.Array) or hasattr(indices, "__jax_array__"):
         return
     try:
-        wide = np.asarray(labels)
+        wide = np.asarray(indices)
     except (TypeError, ValueError):
         return  # no array of numbers, or a list of traced ones: not NumPy's
     narrow = jax.dtypes.canonicalize_dtype(wide.dtype) if wide.dtype.kind in "iu" else wide.dtype
@@ -129,19 +140,9 @@ def _refuse_lost_digits(labels: Any) -> None:
     wrong = np.flatnonzero((wide.reshape(-1) > limits.max) | (wide.reshape(-1) < limits.min))
     if wrong.size:
         raise ValueError(
-            f"labels: row {wrong[0]} holds {wide.reshape(-1)[wrong[0]]}, which {narrow} cannot hold "
-            f"({wide.dtype} is compiled as {narrow}). Labels are class indices in [0, C)."
+            f"{name}: row {wrong[0]} holds {wide.reshape(-1)[wrong[0]]}, which {narrow} cannot hold "
+            f"({wide.dtype} is compiled as {narrow}). {meaning}."
         )
-
-
-def indices_of(name: str, indices: Any, batch: int, size: int) -> jax.Array:
-    """Indices [B] into `size` rows, as integers; concrete ones must lie inside."""
-    indices = _as_array(name, indices)
-    if not jnp.issubdtype(indices.dtype, jnp.integer):
-        raise TypeError(f"{name}: expected integers, came {indices.dtype}. They are indices in [0, {size}).")
-    shape(name, indices, (batch,), f"[B] = ({batch},)")
-    number(name, indices, at_least=0, at_most=size - 1)
-    return indices
 
 
 def mask_of(where: Any, batch: int) -> jax.Array | None:
@@ -163,7 +164,42 @@ def bias_of(bias: Any, num_classes: int) -> jax.Array | None:
     return bias
 
 
-def number(
+def number(name: str, value: Any, **bounds: Any) -> Any:
+    """`value` in real numbers of 32 bits or more, once its concrete ones are finite and within bounds.
+
+    Traced ones pass through. A whole number has no gradient, and a narrow one loses digits in the arithmetic of a
+    constructor, before it meets the features.
+    """
+    value = held(value)
+    _refuse_outside(name, value, **bounds)
+    if isinstance(value, float | int):
+        return float(value)
+    value = value if isinstance(value, jax.Array | np.generic) else np.asarray(value)
+    return value if value.dtype in (np.float32, np.float64) else value.astype(np.float32)
+
+
+def one_number(name: str, value: Any, **bounds: Any) -> Any:
+    """As `number`, for what all examples have in common."""
+    value = number(name, value, **bounds)
+    if jnp.ndim(value) != 0:
+        raise ValueError(f"{name}: expected one number, came shape {jnp.shape(value)}.")
+    return value
+
+
+def static_number(name: str, value: Any, **bounds: Any) -> Any:
+    """`value` itself, once it is a number within bounds, for what is fixed when a program is compiled."""
+    value = held(value)
+    if is_traced(value):
+        raise TypeError(
+            f"{name}: expected a plain number, came a traced value. It shapes the program: pass a Python int."
+        )
+    if np.ndim(value) != 0:
+        raise TypeError(f"{name}: expected one number, came shape {np.shape(value)}.")
+    _refuse_outside(name, value, **bounds)
+    return value
+
+
+def _refuse_outside(
     name: str,
     value: Any,
     *,
@@ -172,13 +208,14 @@ def number(
     at_most: float = math.inf,
     whole: bool = False,
     hint: str = "",
-) -> Any:
-    """`value` itself, once its concrete numbers are finite and within bounds; traced ones pass through."""
-    if is_traced(value):
-        return value
-    numbers = np.asarray(None if isinstance(value, list | tuple) else value)
+) -> None:
+    """Refuses what is no real number, or is a concrete one that is not finite and within bounds."""
+    traced = is_traced(value)
+    numbers = value if traced else np.asarray(None if isinstance(value, list | tuple) else value)
     if numbers.dtype.kind not in "fiu" and not jnp.issubdtype(numbers.dtype, jnp.floating):
         raise TypeError(f"{name}: expected a real number or an array of them, came {value!r}.")
+    if traced:
+        return
     numbers = numbers.astype(np.float64)
     inside = np.isfinite(numbers) & (numbers >= at_least) & (numbers > above) & (numbers <= at_most)
     if whole:
@@ -191,18 +228,6 @@ def number(
         raise ValueError(
             f"{name}: expected {' '.join([kind, ' and '.join(bounds)]).strip()}, came {came}. {hint}".rstrip()
         )
-    return value
-
-
-def static_number(name: str, value: Any, **bounds: Any) -> Any:
-    """As `number`, for what is fixed when a program is compiled."""
-    if is_traced(value):
-        raise TypeError(
-            f"{name}: expected a plain number, came a traced value. It shapes the program: pass a Python int."
-        )
-    if np.ndim(value) != 0:
-        raise TypeError(f"{name}: expected one number, came shape {np.shape(value)}.")
-    return number(name, value, **bounds)
 
 
 def one_of(name: str, value: Any, choices: Sequence[Any]) -> Any:
@@ -254,14 +279,20 @@ def angle_margin(name: str, value: Any, *, at_least: float = 0.0) -> Any:
     )
 
 
+def cosine_margin(name: str, value: Any) -> Any:
+    """An additive margin taken off a cosine."""
+    hint = "It is a difference of cosines, of which the papers take 0.2 to 0.5."
+    return number(name, value, at_least=0.0, at_most=2.0, hint=hint)
+
+
+def scale_of(scale: Any) -> Any:
+    return number("scale", scale, above=0.0)
+
+
 def smoothing_of(label_smoothing: Any) -> Any:
     """Label smoothing in [0, 1]; None for a concrete 0, which then costs nothing and needs no finite logits."""
-    number("label_smoothing", label_smoothing, at_least=0.0, at_most=1.0)
-    if jnp.ndim(label_smoothing) != 0:
-        raise ValueError(f"label_smoothing: expected one number, came shape {jnp.shape(label_smoothing)}.")
-    if not is_traced(label_smoothing) and float(label_smoothing) == 0.0:
-        return None
-    return label_smoothing
+    label_smoothing = one_number("label_smoothing", label_smoothing, at_least=0.0, at_most=1.0)
+    return None if not is_traced(label_smoothing) and float(label_smoothing) == 0.0 else label_smoothing
 
 
 def check_labels(labels: Any, num_classes: int) -> None:

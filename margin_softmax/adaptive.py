@@ -6,6 +6,7 @@ They only produce the numbers of a target margin. What belongs to a class is a t
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,16 @@ from jax.tree_util import Partial
 
 from margin_softmax import _checks, angles
 from margin_softmax._checks import Numeric
-from margin_softmax.margins import Margin, am_softmax, arcface, softmax, softmax_loss
+from margin_softmax._meshes import same_everywhere, split_as_examples
+from margin_softmax.margins import (
+    Margin,
+    additive_angle,
+    additive_cosine,
+    am_softmax,
+    arcface,
+    softmax,
+    softmax_loss,
+)
 
 
 def magface(
@@ -43,14 +53,16 @@ def magface(
       margins: (l_m, u_m) at these norms, in radians, from 0 to pi.
       regularizer: lambda >= 0, weight of g; may be traced.
       easy_margin: no margin beyond theta = pi / 2, the default of the authors' code and not in the paper.
-      checked: whether to refuse a regularizer below the authors' bound, at which the best norm no longer grows as
-        the angle falls: `s k u_a^2 l_a^2 / (u_a^2 - l_a^2)`, k the slope of m; 22.6 with the defaults.
+      checked: whether to refuse a margin that falls with the norm, and a regularizer below the authors' bound, at
+        which the best norm no longer grows as the angle falls: `s k u_a^2 l_a^2 / (u_a^2 - l_a^2)`, k the slope of
+        m; 22.6 with the defaults.
 
     Returns:
       A `Margin`.
 
     Raises:
-      ValueError: an argument is out of range, or `regularizer` below the bound.
+      TypeError: `norms` or `margins` are no pair.
+      ValueError: an argument is out of range, `regularizer` below the bound, or the higher margin below the lower.
 
     References:
       Meng, Zhao, Huang, Zhou, MagFace: A Universal Representation for Face Recognition and Quality Assessment, CVPR
@@ -61,20 +73,40 @@ def magface(
       >>> ms.margin_loss(x, w, y, ms.magface(scale=8.0))
       Array([3.2605], dtype=float32)
     """
-    low, high = (_checks.static_number(f"norms[{i}]", norms[i], above=0.0) for i in (0, 1))
+    low, high = (float(_checks.static_number(*norm, above=0.0)) for norm in _pair("norms", norms))
     if not low < high:
         raise ValueError(f"norms: expected a lower before a higher norm, came {norms!r}.")
-    low_margin, high_margin = (_checks.angle_margin(f"margins[{i}]", margins[i]) for i in (0, 1))
-    _checks.number("scale", scale, above=0.0)
-    _checks.number("regularizer", regularizer, at_least=0.0)
+    low_margin, high_margin = (_checks.angle_margin(*margin) for margin in _pair("margins", margins))
+    scale, regularizer = _checks.scale_of(scale), _checks.number("regularizer", regularizer, at_least=0.0)
     slope = (high_margin - low_margin) / (high - low)
-    if checked and not any(map(_checks.is_traced, (scale, regularizer, slope))):
-        bound = float(np.max(np.asarray(scale) * np.asarray(slope))) * high**2 * low**2 / (high**2 - low**2)
-        hint = "It is the authors' bound for this scale, these norms and margins; checked=False does without it."
-        _checks.number("regularizer", regularizer, at_least=bound, hint=hint)
+    if checked:
+        _refuse_what_magface_is_not(margins, slope, scale, regularizer, high**2 * low**2 / (high**2 - low**2))
     target = _easy_margin_from_norm if easy_margin else _margin_from_norm
     base = softmax(Partial(target, low=low, high=high, margin=low_margin, slope=slope), scale=scale)
     return base._replace(loss=Partial(_with_norm_loss, low=low, high=high, weight=regularizer))
+
+
+def _pair(name, pair):
+    """Two numbers with their names."""
+    try:
+        first, second = pair
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a pair of numbers, (lower, higher), came {pair!r}.") from None
+    return (f"{name}[0]", first), (f"{name}[1]", second)
+
+
+def _refuse_what_magface_is_not(margins, slope, scale, regularizer, squares):
+    if _checks.is_traced(slope):
+        return
+    if np.any(np.asarray(slope) < 0):
+        raise ValueError(
+            f"margins: expected a lower before a higher margin, came {margins!r}. The margin of MagFace grows with the "
+            "norm; checked=False does without it."
+        )
+    if not any(map(_checks.is_traced, (scale, regularizer))):
+        bound = float(np.max(np.asarray(scale) * np.asarray(slope))) * squares
+        hint = "It is the authors' bound for this scale, these norms and margins; checked=False does without it."
+        _checks.number("regularizer", regularizer, at_least=bound, hint=hint)
 
 
 def _margin_from_norm(own, *, low, high, margin, slope):
@@ -138,17 +170,19 @@ def adaface(
       >>> ms.margin_logits(x, w, y, ms.adaface(ms.AdaFaceState(), 0.35, scale=10.0))
       Array([[6. , 4.5]], dtype=float32)
     """
+    mean, deviation = checked_state(state, _checks.number)
+    margin, h = _checks.angle_margin("margin", margin), _checks.number("h", h, at_least=0.0)
+    target = Partial(
+        _clipped_quality_margin if clip else _quality_margin, mean=mean, deviation=deviation, margin=margin, h=h
+    )
+    return softmax(target, scale=_checks.scale_of(scale))
+
+
+def checked_state(state: AdaFaceState, number: Callable[..., Numeric]) -> AdaFaceState:
+    """`state` itself, once it is one and `number` lets its numbers pass."""
     if not isinstance(state, AdaFaceState):
         raise TypeError(f"state: expected an AdaFaceState such as ms.AdaFaceState(), came {type(state).__name__}.")
-    _checks.angle_margin("margin", margin)
-    _checks.number("h", h, at_least=0.0)
-    _checks.number("mean", state.mean, at_least=0.0)
-    _checks.number("deviation", state.deviation, at_least=0.0)
-    target = _clipped_quality_margin if clip else _quality_margin
-    return softmax(
-        Partial(target, mean=state.mean, deviation=state.deviation, margin=margin, h=h),
-        scale=_checks.number("scale", scale, above=0.0),
-    )
+    return AdaFaceState(*(number(name, value, at_least=0.0) for name, value in state._asdict().items()))
 
 
 def _quality(own, mean, deviation, h):
@@ -174,6 +208,7 @@ def elastic_arcface(
     *,
     deviation: Numeric = 0.05,
     angle: jax.Array | None = None,
+    where: jax.Array | None = None,
 ) -> Margin:
     """ElasticFace-Arc: every example draws its own angular margin anew in each step.
 
@@ -190,12 +225,14 @@ def elastic_arcface(
       scale: s > 0; a number or `[B]`, may be traced.
       deviation: of E, >= 0.
       angle: of each example from its own class, `[B]`, as `ms.observe(...).angle`; has no gradient.
+      where: rows that count, `[B]` booleans, as in the loss; for `angle` alone. Others, and those whose angle is NaN
+        because their label names no class, take no part in the ranking: each has the margin that it drew.
 
     Returns:
       A `Margin`.
 
     Raises:
-      TypeError: `angle` is not real floating point.
+      TypeError: `angle` is not real floating point, or `where` no booleans.
       ValueError: an argument is out of range (a margin above pi is taken for degrees).
 
     References:
@@ -208,9 +245,8 @@ def elastic_arcface(
       >>> bool(jnp.allclose(ms.margin_loss(x, w, y, margin), ms.margin_loss(x, w, y, ms.arcface(0.5, scale=10.0))))
       True
     """
-    _checks.angle_margin("margin", margin)
-    drawn = _drawn(key, batch, margin, deviation, angle)
-    return softmax(Partial(_drawn_angle, drawn=drawn), scale=_checks.number("scale", scale, above=0.0))
+    drawn = _drawn(key, batch, _checks.angle_margin("margin", margin), deviation, angle, where)
+    return softmax(Partial(additive_angle, margin=drawn), scale=_checks.scale_of(scale))
 
 
 def elastic_cosface(
@@ -221,6 +257,7 @@ def elastic_cosface(
     *,
     deviation: Numeric = 0.05,
     angle: jax.Array | None = None,
+    where: jax.Array | None = None,
 ) -> Margin:
     """ElasticFace-Cos: every example draws its own cosine margin anew in each step.
 
@@ -236,12 +273,14 @@ def elastic_cosface(
       scale: s > 0; a number or `[B]`, may be traced.
       deviation: of E, >= 0.
       angle: of each example from its own class, `[B]`, as `ms.observe(...).angle`; has no gradient.
+      where: rows that count, `[B]` booleans, as in the loss; for `angle` alone. Others, and those whose angle is NaN
+        because their label names no class, take no part in the ranking: each has the margin that it drew.
 
     Returns:
       A `Margin`.
 
     Raises:
-      TypeError: `angle` is not real floating point.
+      TypeError: `angle` is not real floating point, or `where` no booleans.
       ValueError: an argument is out of range.
 
     References:
@@ -254,29 +293,31 @@ def elastic_cosface(
       >>> bool(jnp.allclose(ms.margin_loss(x, w, y, margin), ms.margin_loss(x, w, y, ms.cosface(scale=10.0))))
       True
     """
-    _checks.number("margin", margin, at_least=0.0, at_most=2.0, hint="It is a difference of cosines.")
-    drawn = _drawn(key, batch, margin, deviation, angle)
-    return softmax(Partial(_drawn_cosine, drawn=drawn), scale=_checks.number("scale", scale, above=0.0))
+    drawn = _drawn(key, batch, _checks.cosine_margin("margin", margin), deviation, angle, where)
+    return softmax(Partial(additive_cosine, margin=drawn), scale=_checks.scale_of(scale))
 
 
-def _drawn(key, batch, mean, deviation, angle):
+def _drawn(key, batch, mean, deviation, angle, where):
     batch = int(_checks.static_number("batch", batch, at_least=0, whole=True))
-    _checks.number("deviation", deviation, at_least=0.0)
+    deviation = _checks.number("deviation", deviation, at_least=0.0)
     drawn = mean + deviation * jax.random.normal(key, (batch,), jnp.float32)
     if angle is None:
+        if where is not None:
+            raise ValueError("where: has no meaning without an angle, by which the rows are ranked. Leave it out.")
         return drawn
     angle = _checks.real_array("angle", angle)
     _checks.shape("angle", angle, (batch,), f"[B] = ({batch},)")
-    rank = jnp.argsort(jnp.argsort(jax.lax.stop_gradient(angle)))
-    return jnp.sort(drawn)[rank]
+    return _ranked(angle, drawn, _checks.mask_of(where, batch))
 
 
-def _drawn_angle(own, *, drawn):
-    return angles.psi(own.angle + drawn)
-
-
-def _drawn_cosine(own, *, drawn):
-    return own.product - drawn
+@split_as_examples
+@jax.jit
+def _ranked(angle, drawn, where):
+    """The margins drawn for the rows that count, in the order of their angles."""
+    counted = ~jnp.isnan(angle) if where is None else where & ~jnp.isnan(angle)
+    # What does not count comes last in both orders, so that the rest is ranked as if it were alone.
+    rank = jnp.argsort(jnp.argsort(jnp.where(counted, jax.lax.stop_gradient(angle), jnp.inf)))
+    return jnp.where(counted, jnp.sort(jnp.where(counted, drawn, jnp.inf))[rank], drawn)
 
 
 def adaptive_face(margins: jax.Array, labels: jax.Array, scale: Numeric = 30.0) -> Margin:
@@ -311,8 +352,7 @@ def adaptive_face(margins: jax.Array, labels: jax.Array, scale: Numeric = 30.0) 
       >>> jax.grad(loss)(jnp.array([0.4, 0.4]))
       Array([-35.    , -28.3439], dtype=float32)
     """
-    _checks.number("margins", margins, at_least=0.0, at_most=2.0, hint="They are differences of cosines.")
-    return am_softmax(_of_labels(margins, labels), scale)
+    return am_softmax(_of_labels(_checks.cosine_margin("margins", margins), labels), scale)
 
 
 def adaptive_face_regularizer(margins: jax.Array, weight: Numeric = 70.0) -> jax.Array:
@@ -343,7 +383,7 @@ def adaptive_face_regularizer(margins: jax.Array, weight: Numeric = 70.0) -> jax
     """
     margins = _checks.real_array("margins", margins)
     _checks.shape("margins", margins, (None,), "[C]", "One margin per class.")
-    return -_checks.number("weight", weight, at_least=0.0) * jnp.mean(margins)
+    return -_checks.one_number("weight", weight, at_least=0.0) * jnp.mean(margins)
 
 
 def ldam_margins(counts: jax.Array, largest: float = 0.5) -> jax.Array:
@@ -471,7 +511,7 @@ def kappaface_margins(
 
     Args:
       memory: a direction for every example of the training set, `[N, D]`; zeros for those not seen yet.
-      labels: their classes, `[N]` integers in [0, C).
+      labels: their classes, `[N]` integers in [0, C); others count nowhere.
       num_classes: C, static.
       margin: m0, in radians, from 0 to pi.
       temperature: T > 0.
@@ -497,19 +537,21 @@ def kappaface_margins(
     _checks.shape("memory", memory, (None, None), "[N, D]")
     num_classes = int(_checks.static_number("num_classes", num_classes, at_least=1, whole=True))
     labels = _checks.labels_of(labels, memory.shape[0], num_classes)
-    _checks.angle_margin("margin", margin)
-    _checks.number("temperature", temperature, above=0.0)
-    _checks.number("gamma", gamma, at_least=0.0, at_most=1.0)
-    _checks.number("headroom", headroom, at_least=1.0)
+    margin = _checks.angle_margin("margin", margin)
+    temperature = _checks.one_number("temperature", temperature, above=0.0)
+    gamma = _checks.one_number("gamma", gamma, at_least=0.0, at_most=1.0)
+    headroom = _checks.one_number("headroom", headroom, at_least=1.0)
     return _kappaface_margins(memory, labels, margin, temperature, gamma, headroom, num_classes=num_classes)
 
 
+@same_everywhere
 @functools.partial(jax.jit, static_argnames="num_classes")
 def _kappaface_margins(memory, labels, margin, temperature, gamma, headroom, *, num_classes):
     memory = memory.astype(angles.compute_dtype(memory))
     dim = memory.shape[1]
     seen = jnp.any(memory != 0, axis=1)
-    by_class = jnp.where(seen, labels, num_classes)  # what is not seen yet belongs to no class
+    valid, labels = _checks.in_range(labels, num_classes)
+    by_class = jnp.where(seen & valid, labels, num_classes)  # what is not seen yet belongs to no class
     counts = jnp.zeros(num_classes, memory.dtype).at[by_class].add(1.0, mode="drop")
     sums = jnp.zeros((num_classes, dim), memory.dtype).at[by_class].add(memory, mode="drop")
     present = counts > 0
@@ -558,15 +600,19 @@ def kappaface(margins: jax.Array, labels: jax.Array, scale: Numeric = 64.0) -> M
       Array([[6.    , 6.6485],
              [4.1441, 6.    ]], dtype=float32)
     """
-    _checks.angle_margin("margins", margins)
-    return arcface(_of_labels(margins, labels), scale)
+    return arcface(_of_labels(_checks.angle_margin("margins", margins), labels), scale)
 
 
 def _of_labels(margins, labels):
     """Of a table by class the number of each example; for a label that names no class any: its loss is NaN."""
     margins = _checks.real_array("margins", margins)
     _checks.shape("margins", margins, (None,), "[C]", "One margin per class.")
-    labels = _checks.labels_of(labels, jnp.shape(labels)[0] if jnp.ndim(labels) else 0, len(margins))
+    return _looked_up(_checks.labels_of(labels, None, len(margins)), margins)
+
+
+@split_as_examples
+@jax.jit
+def _looked_up(labels, margins):
     return margins.at[labels].get(mode="clip")
 
 

@@ -72,8 +72,12 @@ def lazy_rows(
     def update(
         updates: Any, state: Any, params: Any = None, *, sample: Sample | None = None, **more: Any
     ) -> tuple[Any, Any]:
-        if sample is None:
-            raise TypeError("sample: expected that of this step, came none. Pass `update(..., sample=sample)`.")
+        if not isinstance(sample, Sample):
+            came = "none" if sample is None else type(sample).__name__
+            raise TypeError(
+                f"sample: expected that of this step, came {came}. Pass `update(..., sample=sample)`, of "
+                "`ms.sample_classes`."
+            )
         sampling.refuse_other_rows("updates", updates, sample)
         sampling.refuse_other_rows("params", params, sample)
 

@@ -20,6 +20,7 @@ from margin_softmax.margins import (
     as_given,
     checked,
     normalised,
+    own_product,
     plain,
     softmax,
     softmax_loss,
@@ -70,7 +71,7 @@ def sphereface_r(
       [[6.     5.6921]]
       [[8.1492 8.    ]]
     """
-    _checks.number("margin", margin, at_least=1.0)
+    margin = _checks.number("margin", margin, at_least=1.0)
     _checks.one_of("version", version, (0, 1, 2))
     _checks.one_of("feature_norm", feature_norm, ("hard", "soft", "none"))
     for name, value, meant in (("scale", scale, feature_norm != "none"), ("pull", pull, feature_norm == "soft")):
@@ -78,8 +79,8 @@ def sphereface_r(
             raise ValueError(
                 f"{name}: has no meaning with feature_norm={feature_norm!r}, came {value!r}. Leave it out."
             )
-    radius: Numeric = _checks.number("scale", 30.0 if scale is None else scale, above=0.0)
-    targets = (Partial(_multiplied, margin=margin), Partial(_multiplied_to_pi, margin=margin), Partial(_own_product))
+    radius: Numeric = _checks.scale_of(30.0 if scale is None else scale)
+    targets = (Partial(_multiplied, margin=margin), Partial(_multiplied_to_pi, margin=margin), Partial(own_product))
     base = softmax(
         targets[version],
         scale=radius if feature_norm == "hard" else 1.0,
@@ -91,10 +92,6 @@ def sphereface_r(
         pull = _checks.number("pull", 0.01 if pull is None else pull, at_least=0.0)
         base = base._replace(loss=Partial(_soft_norm_loss, scale=radius, pull=pull))
     return base
-
-
-def _own_product(own):
-    return own.product
 
 
 def _multiplied(own, *, margin):
@@ -142,9 +139,8 @@ def airface(margin: Numeric = 0.45, scale: Numeric = 64.0) -> Margin:
       >>> ms.margin_logits(jnp.array([[3.0, 4.0]]), jnp.eye(2), jnp.array([1]), ms.airface(0.5, scale=10.0))
       Array([[4.0967, 2.7202]], dtype=float32)
     """
-    _checks.angle_margin("margin", margin)
-    base = softmax(Partial(_linear_in_angle, margin=margin), scale=_checks.number("scale", scale, above=0.0))
-    return base._replace(others=Partial(_linear_in_other_angles))
+    target = Partial(_linear_in_angle, margin=_checks.angle_margin("margin", margin))
+    return softmax(target, scale=_checks.scale_of(scale), others=_linear_in_other_angles)
 
 
 def _linear_in_angle(own, *, margin):
@@ -186,7 +182,7 @@ def mv_softmax(margin: Margin = MV_AM, t: Numeric = 0.2) -> Margin:
       >>> ms.margin_logits(x, w, y, ms.mv_softmax(ms.cosface(0.35, scale=10.0), t=0.2))
       Array([[11.6,  2.5]], dtype=float32)
     """
-    _checks.number("t", t, at_least=0.0)
+    t = _checks.number("t", t, at_least=0.0)
     margin = checked(margin)
     return margin._replace(others=Partial(_raised_where_hard, margin.others, t=t))
 
@@ -223,7 +219,7 @@ def curricularface(t: Numeric, margin: Numeric = 0.5, scale: Numeric = 64.0) -> 
       >>> ms.margin_logits(x, w, y, ms.curricularface(0.1, 0.5, scale=10.0))
       Array([[7.2   , 1.4301]], dtype=float32)
     """
-    _checks.number("t", t, at_least=-1.0, at_most=1.0)
+    t = _checks.number("t", t, at_least=-1.0, at_most=1.0)
     return arcface(margin, scale)._replace(others=Partial(_by_curriculum, t=t))
 
 
@@ -259,8 +255,7 @@ def arcnegface(margin: Numeric = 0.5, scale: Numeric = 64.0, *, alpha: Numeric =
       >>> ms.margin_logits(x, w, y, ms.arcnegface(0.5, scale=10.0))
       Array([[7.407 , 1.4301]], dtype=float32)
     """
-    _checks.number("alpha", alpha, above=0.0)
-    _checks.number("sigma", sigma, above=0.0)
+    alpha, sigma = _checks.number("alpha", alpha, above=0.0), _checks.number("sigma", sigma, above=0.0)
     return arcface(margin, scale)._replace(others=Partial(_weighted_by_nearness, alpha=alpha, sigma=sigma))
 
 
@@ -309,15 +304,10 @@ def npcface(
       >>> ms.margin_logits(x, w, y, ms.npcface(10.0))
       Array([[10.8  ,  0.834]], dtype=float32)
     """
-    for name, value in {"margin": margin, "m0": m0}.items():
-        _checks.angle_margin(name, value)
-    _checks.number("m1", m1, at_least=0.0)
-    _checks.number("t", t, above=0.0)
-    _checks.number("a", a)
+    margin, m0 = _checks.angle_margin("margin", margin), _checks.angle_margin("m0", m0)
+    m1, t, a = _checks.number("m1", m1, at_least=0.0), _checks.number("t", t, above=0.0), _checks.number("a", a)
     excess_and_count = reductions.pair(reductions.sum_of(jax.nn.relu), reductions.sum_of(_is_positive))
-    base = softmax(
-        Partial(_raised_by_hard, margin=margin, m0=m0, m1=m1), scale=_checks.number("scale", scale, above=0.0)
-    )
+    base = softmax(Partial(_raised_by_hard, margin=margin, m0=m0, m1=m1), scale=_checks.scale_of(scale))
     return base._replace(
         others=Partial(_stretched_where_hard, margin=margin, t=t, a=a),
         statistic=Statistic(Partial(_excess, margin=margin), excess_and_count),
@@ -371,15 +361,20 @@ def cifp(threshold: Numeric, margin: Numeric = 0.35, scale: Numeric = 64.0) -> M
       >>> ms.margin_logits(x, w, y, ms.cifp(0.5, margin=0.1, scale=10.0))
       Array([[6.  , 0.52]], dtype=float32)
     """
-    _checks.number("threshold", threshold, at_least=-1.0, at_most=1.0)
-    _checks.number("margin", margin, at_least=0.0, at_most=2.0, hint="It is a difference of cosines.")
-    squares_and_count = reductions.pair(reductions.linear_sum(), reductions.sum_of(_is_positive))
-    base = softmax(Partial(_less_false_positives, margin=margin), scale=_checks.number("scale", scale, above=0.0))
-    return base._replace(statistic=Statistic(Partial(_false_positives, threshold=threshold), squares_and_count))
+    threshold = _checks.number("threshold", threshold, at_least=-1.0, at_most=1.0)
+    target = Partial(_less_false_positives, margin=_checks.cosine_margin("margin", margin))
+    squares_and_count = reductions.pair(reductions.sum_of(jax.nn.relu), reductions.sum_of(_is_not_negative))
+    statistic = Statistic(Partial(_false_positives, threshold=threshold), squares_and_count)
+    return softmax(target, scale=_checks.scale_of(scale))._replace(statistic=statistic)
 
 
 def _false_positives(products, own, *, threshold):
-    return jnp.where((products > threshold) & (products <= own.product), jnp.square(products), 0.0)
+    # -1 is no square: that of a cosine of 0, which counts, is 0.
+    return jnp.where((products > threshold) & (products <= own.product), jnp.square(products), -1.0)
+
+
+def _is_not_negative(z):
+    return (z >= 0).astype(z.dtype)
 
 
 def _less_false_positives(own, *, margin):
@@ -417,7 +412,7 @@ def intertopk(margin: Numeric = 0.2, scale: Numeric = 32.0, *, k: int = 5, penal
       Array([[6.4689, 6.6485, 0.    ]], dtype=float32)
     """
     k = int(_checks.static_number("k", k, at_least=1, whole=True))
-    _checks.angle_margin("penalty", penalty)
+    penalty = _checks.angle_margin("penalty", penalty)
     return arcface(margin, scale)._replace(
         others=Partial(_nearer_where_near, penalty=penalty),
         statistic=Statistic(Partial(_products_alone), reductions.top_k(k)),
@@ -458,7 +453,7 @@ def circle(margin: Numeric = 0.25, gamma: Numeric = 256.0) -> Margin:
       >>> ms.margin_logits(jnp.array([[0.6, 0.8]]), jnp.eye(2), jnp.array([1]), ms.circle(0.25, gamma=10.0))
       Array([[2.975, 0.225]], dtype=float32)
     """
-    _checks.number("margin", margin, at_least=0.0, at_most=1.0)
+    margin = _checks.number("margin", margin, at_least=0.0, at_most=1.0)
     base = softmax(Partial(_circle_target, margin=margin), scale=_checks.number("gamma", gamma, above=0.0))
     return base._replace(others=Partial(_circle_others, margin=margin))
 
@@ -476,10 +471,10 @@ def _circle_others(products, own, target, *, margin):
 def interclass_filter(margin: Margin, threshold: Numeric = 0.4, *, to_zero: bool = False) -> Margin:
     """Leaves out other classes that come too near to be wrong: perhaps they are the same person under another name.
 
-        z_j closed where c_j > threshold, as in `margin` elsewhere
+        z_j as in `margin`, and no z_j at all where c_j > threshold
 
-    The code that it comes from sets those cosines to 0 instead, so that each still weighs `e^0`: `to_zero=True`. Not
-    to be used with label smoothing, which asks for the logits of all classes.
+    The code that it comes from sets those cosines to 0 instead, so that each still weighs `e^0`: `to_zero=True`. Label
+    smoothing asks for the logits of all classes: without `to_zero` it is refused.
 
     Args:
       margin: any `Margin` over cosines.
@@ -502,10 +497,16 @@ def interclass_filter(margin: Margin, threshold: Numeric = 0.4, *, to_zero: bool
       >>> ms.margin_loss(x, w, y, ms.interclass_filter(ms.normface(10.0), threshold=0.5))
       Array([0.], dtype=float32)
     """
-    _checks.number("threshold", threshold, at_least=-1.0, at_most=1.0)
+    threshold = _checks.number("threshold", threshold, at_least=-1.0, at_most=1.0)
     margin = checked(margin)
-    function = _zero_where_near if to_zero else _closed_where_near
-    return margin._replace(others=Partial(function, margin.others, threshold=threshold))
+    if to_zero:
+        return margin._replace(others=Partial(_zero_where_near, margin.others, threshold=threshold))
+    of, pull = Partial(_of_open, margin.reduction.of), Partial(_pull_open, margin.reduction.pull)
+    return margin._replace(
+        others=Partial(_closed_where_near, margin.others, threshold=threshold),
+        reduction=margin.reduction._replace(of=of, pull=pull),
+        smoothing=None,
+    )
 
 
 CLOSED = -1e30
@@ -518,6 +519,19 @@ def _closed_where_near(others, products, own, target, *, threshold):
 
 def _zero_where_near(others, products, own, target, *, threshold):
     return jnp.where(products > threshold, 0.0, others(products, own, target))
+
+
+def _is_open(logits):
+    # Whatever the scale. A NaN is not closed: it must stay visible.
+    return ~(logits < CLOSED / 1e15)
+
+
+def _of_open(of, logits, keep, ids):
+    return of(logits, keep & _is_open(logits), ids)
+
+
+def _pull_open(pull, logits, keep, total, cotangent):
+    return pull(logits, keep & _is_open(logits), total, cotangent)
 
 
 def virtual_softmax() -> Margin:

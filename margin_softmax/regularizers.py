@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from margin_softmax import _checks, angles
 from margin_softmax._checks import Numeric
+from margin_softmax._meshes import same_everywhere, split_as_examples
 
 
 def hyperspherical_energy(
@@ -42,11 +43,11 @@ def hyperspherical_energy(
     """
     weights = _checks.real_array("weights", weights)
     _checks.shape("weights", weights, (None, None), "[C, D]", "One row per class.")
-    labels = _checks.labels_of(labels, jnp.shape(labels)[0] if jnp.ndim(labels) else 0, len(weights))
-    _checks.number("power", power, above=0.0)
-    return _energy(weights, labels, power, angular=angular)
+    labels = _checks.labels_of(labels, None, len(weights))
+    return _energy(weights, labels, _checks.one_number("power", power, above=0.0), angular=angular)
 
 
+@same_everywhere
 @functools.partial(jax.jit, static_argnames="angular")
 def _energy(weights, labels, power, *, angular):
     valid, labels = _checks.in_range(labels, weights.shape[0])
@@ -94,11 +95,12 @@ def center_loss(features: jax.Array, centers: jax.Array, labels: jax.Array) -> j
       >>> ms.center_loss(jnp.array([[3.0, 5.0]]), jnp.eye(2), jnp.array([1]))
       Array([12.5], dtype=float32)
     """
-    features, centers = _checks.features_and_weights(features, centers)
+    features, centers = _checks.features_and_weights(features, centers, "centers")
     _checks.shape("centers", centers, (None, None), "[C, D]", "One row per class.")
     return _center_loss(features, centers, _checks.labels_of(labels, features.shape[0], centers.shape[0]))
 
 
+@split_as_examples
 @jax.jit
 def _center_loss(features, centers, labels):
     valid, labels = _checks.in_range(labels, centers.shape[0])

@@ -46,8 +46,8 @@ def blend_schedule(
       [1000.0, 76.923, 5.0]
       >>> margin = ms.a_softmax(4, blend=schedule(100))
     """
-    for name, value in {"base": base, "gamma": gamma, "power": power, "minimum": minimum}.items():
-        _checks.number(name, value, at_least=0.0)
+    constants = {"base": base, "gamma": gamma, "power": power, "minimum": minimum}
+    base, gamma, power, minimum = (_checks.number(name, value, at_least=0.0) for name, value in constants.items())
 
     def schedule(step):
         # In logarithms: (1 + gamma step)^power overflows float32 long before its reciprocal matters.

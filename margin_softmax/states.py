@@ -14,7 +14,8 @@ from jax.tree_util import Partial
 
 from margin_softmax import _checks, angles, heads, losses, reductions
 from margin_softmax._checks import Numeric
-from margin_softmax.adaptive import AdaFaceState
+from margin_softmax._meshes import as_the_first, same_everywhere
+from margin_softmax.adaptive import AdaFaceState, checked_state
 from margin_softmax.heads import Head
 from margin_softmax.margins import Statistic, normface
 
@@ -46,8 +47,8 @@ def update_adaface(
       The next state, without a gradient.
 
     Raises:
-      TypeError: `features` are not real floating point.
-      ValueError: a shape or `momentum` is out of range.
+      TypeError: `state` is no `AdaFaceState`, or `features` are not real floating point.
+      ValueError: a shape or a concrete number is out of range.
 
     References:
       Kim, Jain, Liu, AdaFace: Quality Adaptive Margin for Face Recognition, CVPR 2022.
@@ -56,9 +57,10 @@ def update_adaface(
       >>> ms.update_adaface(ms.AdaFaceState(), jnp.array([[3.0, 4.0], [6.0, 8.0]]), momentum=0.5)
       AdaFaceState(mean=Array(13.75, dtype=float32), deviation=Array(51.7678, dtype=float32))
     """
+    state = checked_state(state, _checks.one_number)
     features = _checks.real_array("features", features)
     _checks.shape("features", features, (None, None), "[B, D]")
-    _checks.number("momentum", momentum, at_least=0.0, at_most=1.0)
+    momentum = _checks.one_number("momentum", momentum, at_least=0.0, at_most=1.0)
     return _update_adaface(state, features, momentum, _checks.mask_of(where, features.shape[0]), axis_name=axis_name)
 
 
@@ -97,7 +99,7 @@ def update_curricularface(
     evaluation and apart on every device; the paper's text can be read the other way round.
 
     Args:
-      t: before; 0 at first.
+      t: before, from -1 to 1; 0 at first.
       features: `[B, D]`, real.
       weights: `[C, D]` or `[C, K, D]`.
       labels: `[B]` integers in [0, C).
@@ -121,7 +123,8 @@ def update_curricularface(
       >>> round(float(t), 3)
       0.08
     """
-    _checks.number("momentum", momentum, at_least=0.0, at_most=1.0)
+    t = _checks.one_number("t", t, at_least=-1.0, at_most=1.0)
+    momentum = _checks.one_number("momentum", momentum, at_least=0.0, at_most=1.0)
     own, counted = losses.observed(features, weights, labels, normface(1.0), head=head, where=where)
     count, total = (_sum(term, counted, axis_name) for term in (jnp.ones_like(own.angle), jnp.cos(own.angle)))
     return _moved(jnp.asarray(t).astype(own.angle.dtype), total / jnp.maximum(count, 1.0), momentum, count >= 1)
@@ -142,6 +145,8 @@ def update_adacos(
         s <- log(mean over the batch of sum_{j != y} e^{s c_j}) / cos(min(pi / 4, median(theta)))
 
     Use it as `ms.normface(scale)`. The median is that of the whole batch, the mean of the middle two where B is even.
+    What is not above 0 is no scale: then s stays as it was. It may be so where classes are few and far apart, and is
+    with one class.
 
     Args:
       scale: s before; `ms.adacos(num_classes).scale` at first.
@@ -168,18 +173,28 @@ def update_adacos(
       >>> round(float(ms.update_adacos(ms.adacos(50).scale, x, w, jnp.arange(8))), 2)
       9.43
     """
+    scale = _checks.one_number("scale", scale, above=0.0)
     margin = normface(scale)._replace(statistic=Statistic(Partial(_logits, scale=scale), reductions.log_sum_exp()))
     own, counted = losses.observed(features, weights, labels, margin, head=head, where=where)
+    return _next_adacos(own, counted, scale, axis_name=axis_name)
+
+
+@same_everywhere
+@functools.partial(jax.jit, static_argnames="axis_name")
+def _next_adacos(own, counted, scale, *, axis_name):
     log_sums = jnp.where(counted, own.statistic.largest + own.statistic.log_sum, -jnp.inf)
     angle = jnp.where(counted, own.angle, jnp.inf)
     if axis_name is not None:
         log_sums, angle = (jax.lax.all_gather(x, axis_name, tiled=True) for x in (log_sums, angle))
     count = jnp.sum(angle < jnp.inf)
+    # With one more that does not count, as an empty batch has none.
+    log_sums, angle = (jnp.pad(x, (0, 1), constant_values=no) for x, no in ((log_sums, -jnp.inf), (angle, jnp.inf)))
     angle = jnp.sort(angle)
-    middle = (angle[jnp.maximum(count - 1, 0) // 2] + angle[jnp.minimum(count, angle.size - 1) // 2]) / 2
+    middle = (angle[jnp.maximum(count - 1, 0) // 2] + angle[count // 2]) / 2
     log_mean = jax.nn.logsumexp(log_sums) - jnp.log(jnp.maximum(count, 1).astype(angle.dtype))
     new = log_mean / jnp.cos(jnp.minimum(middle, math.pi / 4))
-    return _moved(jnp.asarray(scale).astype(angle.dtype), new, 0.0, count >= 1)
+    # A NaN is not kept out: it must stay visible.
+    return _moved(jnp.asarray(scale).astype(angle.dtype), new, 0.0, (count >= 1) & ~(new <= 0))
 
 
 def _logits(products, own, *, scale):
@@ -228,21 +243,28 @@ def cifp_threshold(
       >>> float(ms.cifp_threshold(x, w, y, rate=0.5))
       0.6000000238418579
     """
-    batch, num_classes = jnp.shape(features)[0], _checks.head(head).num_classes(jnp.asarray(weights))
+    features, weights = _checks.features_and_weights(features, weights)
+    batch, num_classes = features.shape[0], _checks.head(head).num_classes(weights)
     if rate is not None:
         _checks.static_number("rate", rate, above=0.0, at_most=1.0)
-    share: float = 1.0 / max(num_classes - 1, 1) if rate is None else rate
+    share = 1.0 / max(num_classes - 1, 1) if rate is None else float(rate)
     devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     kept = max(min(math.ceil(share * batch * devices * (num_classes - 1)), num_classes - 1), 1)
     statistic = reductions.pair(reductions.top_k(kept), reductions.sum_of(_closed))
     margin = normface(1.0)._replace(statistic=Statistic(Partial(_no_nearer_than_own), statistic))
     own, counted = losses.observed(features, weights, labels, margin, head=head, where=where)
-    cosines, nearer = own.statistic
+    return _threshold(*own.statistic, counted, share=share, others=num_classes - 1, axis_name=axis_name)
+
+
+@same_everywhere
+@functools.partial(jax.jit, static_argnames=("share", "others", "axis_name"))
+def _threshold(cosines, nearer, counted, *, share, others, axis_name):
     cosines = jnp.where(counted[:, None], cosines, -jnp.inf).reshape(-1)
     if axis_name is not None:
         cosines = jax.lax.all_gather(cosines, axis_name, tiled=True)
+    cosines = jnp.pad(cosines, (0, 1), constant_values=-jnp.inf)  # an empty batch has none
     count = _sum(jnp.ones_like(nearer), counted, axis_name)
-    wanted = (share * (num_classes - 1)) * count - share * _sum(nearer, counted, axis_name)
+    wanted = (share * others) * count - share * _sum(nearer, counted, axis_name)
     # A whole number that rounding has lifted is still that number.
     place = jnp.clip(jnp.ceil(wanted - 1e-4).astype(jnp.int32) - 1, 0, cosines.size - 1)
     found = -jnp.sort(-cosines)[place]
@@ -270,7 +292,8 @@ def update_kappaface(
     Args:
       memory: `[N, D]`, a row for every example of the training set.
       features: `[B, D]`, real.
-      examples: which examples they are, `[B]` integers in [0, N), each once; others are left out.
+      examples: which examples they are, `[B]` integers in [0, N), each once. Rows of others change nothing, as those
+        of a label that names no class.
       rate: share of the new direction, in (0, 1].
       where: rows that count, `[B]` booleans.
 
@@ -294,10 +317,11 @@ def update_kappaface(
     _checks.shape("memory", memory, (None, None), "[N, D]")
     _checks.shape("features", features, (None, memory.shape[1]), f"[B, {memory.shape[1]}]")
     examples = _checks.indices_of("examples", examples, features.shape[0], memory.shape[0])
-    _checks.number("rate", rate, above=0.0, at_most=1.0)
+    rate = _checks.one_number("rate", rate, above=0.0, at_most=1.0)
     return _update_kappaface(memory, features, examples, rate, _checks.mask_of(where, features.shape[0]))
 
 
+@as_the_first
 @jax.jit
 def _update_kappaface(memory, features, examples, rate, where):
     counted, examples = _checks.in_range(examples, memory.shape[0])

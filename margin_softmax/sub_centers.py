@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from margin_softmax import _checks, angles
 from margin_softmax._checks import Numeric
+from margin_softmax._meshes import same_everywhere, split_as_examples
 
 DEGREES_75 = math.radians(75.0)
 
@@ -42,6 +43,7 @@ def center_counts(features: jax.Array, weights: jax.Array, labels: jax.Array) ->
     return _center_counts(features, weights, _checks.labels_of(labels, features.shape[0], weights.shape[0]))
 
 
+@same_everywhere
 @jax.jit
 def _center_counts(features, weights, labels):
     valid, labels = _checks.in_range(labels, weights.shape[0])
@@ -113,12 +115,13 @@ def outlier_mask(
       >>> ms.outlier_mask(jnp.array([[1.0, 0.1], [0.1, 1.0]]), jnp.eye(2), jnp.array([0, 0]))
       Array([ True, False], dtype=bool)
     """
-    features, centers = _checks.features_and_weights(features, centers)
+    features, centers = _checks.features_and_weights(features, centers, "centers")
     _checks.shape("centers", centers, (None, None), "[C, D]", "One row per class: see `ms.dominant_centers`.")
     labels = _checks.labels_of(labels, features.shape[0], centers.shape[0])
     return _outlier_mask(features, centers, labels, _checks.angle_margin("largest", largest))
 
 
+@split_as_examples
 @jax.jit
 def _outlier_mask(features, centers, labels, largest):
     valid, labels = _checks.in_range(labels, centers.shape[0])

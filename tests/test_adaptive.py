@@ -72,7 +72,7 @@ def test_elastic_without_deviation_is_the_plain_margin(name):
 @pytest.mark.parametrize("elastic", [ms.elastic_arcface, ms.elastic_cosface])
 def test_elastic_margins_are_drawn_anew_and_ranked_where_asked(elastic):
     def drawn(margin):
-        return np.asarray(margin.target.keywords["drawn"])
+        return np.asarray(margin.target.keywords["margin"])
 
     margins = drawn(elastic(jax.random.key(0), 2000, 0.5, deviation=0.05))
     assert margins.mean() == pytest.approx(0.5, abs=0.005)
@@ -84,6 +84,30 @@ def test_elastic_margins_are_drawn_anew_and_ranked_where_asked(elastic):
     ranked = drawn(elastic(jax.random.key(0), 2000, 0.5, deviation=0.05, angle=angle))
     np.testing.assert_array_equal(np.sort(ranked), np.sort(margins))
     assert np.all(np.diff(ranked[np.argsort(angle)]) >= 0)
+
+
+@pytest.mark.parametrize("elastic", [ms.elastic_arcface, ms.elastic_cosface])
+def test_rows_that_do_not_count_take_no_part_in_the_ranking(elastic):
+    """Masked ones, whose angle is that of a feature of zeros, and those whose label names no class."""
+
+    def drawn(**options):
+        return np.asarray(elastic(jax.random.key(0), 12, 0.5, **options).target.keywords["margin"])
+
+    x, w, y = examples(12, 17, 4, 0.9, dtype=np.float32)
+    x = x + np.float32(0.3) * np.random.default_rng(0).normal(size=x.shape).astype(np.float32)
+    where, y = np.arange(12) % 3 != 0, np.where(np.arange(12) == 4, 99, y)
+    with jax.debug_nans(False):
+        angle = ms.observe(x, w, y, ms.arcface(), where=where).angle
+        ranked, unranked = drawn(angle=angle, where=where), drawn(angle=angle, where=np.zeros(12, bool))
+    angle, margins = np.asarray(angle), drawn()
+    assert np.isnan(angle[4])
+    np.testing.assert_allclose(angle[~where], math.pi / 2)
+    np.testing.assert_array_equal(unranked, margins)
+    counted = where & (np.arange(12) != 4)
+    np.testing.assert_array_equal(ranked[~counted], margins[~counted])
+    np.testing.assert_array_equal(np.sort(ranked[counted]), np.sort(margins[counted]))
+    assert np.all(np.diff(ranked[counted][np.argsort(angle[counted])]) >= 0)
+    assert ranked[counted][np.argmax(angle[counted])] == margins[counted].max()
 
 
 def test_magface_refuses_what_its_authors_call_too_little():
@@ -98,6 +122,14 @@ def test_magface_refuses_what_its_authors_call_too_little():
     x, w, y = norms * jnp.array([[1.0, 0.0]]), jnp.eye(2), jnp.zeros(101, jnp.int32)
     losses = ms.margin_loss(x, w, y, ms.magface())
     assert int(jnp.argmin(losses)) == 100
+
+
+def test_magface_refuses_a_margin_that_falls_with_the_norm():
+    with pytest.raises(ValueError, match=r"margins: expected a lower before a higher margin, came \(0.8, 0.45\)"):
+        ms.magface(margins=(0.8, 0.45))
+    ms.magface(margins=(0.45, 0.45))
+    ms.magface(margins=(0.8, 0.45), checked=False)
+    jax.eval_shape(lambda m: ms.magface(margins=(m, 0.45)), 0.8)
 
 
 def test_the_easy_margin_of_magface_ends_at_a_right_angle():
@@ -183,6 +215,17 @@ def test_kappaface_margins_are_the_papers():
     )
 
 
+def test_examples_of_no_class_count_nowhere_in_kappaface():
+    """Not at the last class, which -1 would name, nor at class 0, as which 256 is a uint8."""
+    memory = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [1.0, 0.0]])
+    expected = ms.kappaface_margins(memory[:3], jnp.array([0, 0, 1]), 2)
+    for outside in (-1, 2, -(2**31)):
+        np.testing.assert_array_equal(ms.kappaface_margins(memory, jnp.array([0, 0, 1, outside]), 2), expected)
+    unseen, labels = memory.at[3].set(0.0), np.array([0, 0, 1, 1])
+    narrow = ms.kappaface_margins(unseen, labels.astype(np.uint8), 256)
+    np.testing.assert_array_equal(narrow, ms.kappaface_margins(unseen, labels, 256))
+
+
 def test_kappaface_of_equal_classes_is_arcface():
     """Equal concentrations and counts: one margin for all, m0 (gamma / 2) at headroom 1."""
     turned = np.stack([np.eye(6)[[0, 1, 2, 3]], np.eye(6)[[2, 3, 4, 5]]])[:, :, ::1]
@@ -206,6 +249,8 @@ def test_kappaface_of_equal_classes_is_arcface():
         (lambda: ms.adaface(ms.AdaFaceState(deviation=-1.0)), "deviation: "),
         (lambda: ms.elastic_arcface(jax.random.key(0), 4, 28.0), "degrees"),
         (lambda: ms.elastic_cosface(jax.random.key(0), 4, deviation=-0.1), "deviation: "),
+        (lambda: ms.elastic_arcface(jax.random.key(0), 4, where=jnp.ones(4, bool)), "where: has no meaning without"),
+        (lambda: ms.elastic_arcface(jax.random.key(0), 4, angle=jnp.ones(4), where=jnp.ones(3, bool)), "where: "),
         (lambda: ms.elastic_cosface(jax.random.key(0), 4, angle=jnp.ones(3)), r"angle: expected shape \[B\] = \(4,\)"),
         (lambda: ms.adaptive_face(jnp.ones((3, 2)), jnp.array([0])), r"margins: expected shape \[C\]"),
         (lambda: ms.adaptive_face(jnp.array([0.5, 3.0]), jnp.array([0])), "margins: "),
@@ -222,6 +267,11 @@ def test_what_is_out_of_range_is_refused(make, words):
 
 
 def test_wrong_types_are_refused():
+    for norms in (10, (10.0,), (10.0, 50.0, 110.0), None):
+        with pytest.raises(TypeError, match=r"norms: expected a pair of numbers, \(lower, higher\), came"):
+            ms.magface(norms=norms)
+    with pytest.raises(TypeError, match="margins: expected a pair of numbers"):
+        ms.magface(margins=0.5)
     with pytest.raises(TypeError, match="state: expected an AdaFaceState"):
         ms.adaface((20.0, 100.0))
     with pytest.raises(TypeError, match="counts: expected concrete"):

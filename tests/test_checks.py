@@ -337,6 +337,84 @@ def test_traced_numbers_pass_through():
     assert jax.tree.leaves(traced(1.5))[1].shape == (B,)
 
 
+WHOLE = {
+    "arcface": lambda: ms.arcface(1, 64), "l_softmax": lambda: ms.l_softmax(4, 0), "a_softmax": lambda: ms.a_softmax(4),
+    "combined": lambda: ms.combined(1, 0, 1, 64), "temperature": lambda: ms.temperature(2),
+    "focal": lambda: ms.focal(ms.cosface(1, 64), 2), "sphereface_r": lambda: ms.sphereface_r(2, 30, version=1),
+    "soft": lambda: ms.sphereface_r(2, 30, feature_norm="soft", pull=1), "airface": lambda: ms.airface(1, 64),
+    "mv_softmax": lambda: ms.mv_softmax(t=1), "curricularface": lambda: ms.curricularface(0, 1, 64),
+    "arcnegface": lambda: ms.arcnegface(1, 64, alpha=1, sigma=2), "cifp": lambda: ms.cifp(0, 1, 64),
+    "npcface": lambda: ms.npcface(64, margin=1, m0=0, m1=1, t=1, a=0), "circle": lambda: ms.circle(1, 256),
+    "intertopk": lambda: ms.intertopk(1, 32, penalty=1),
+    "filter": lambda: ms.interclass_filter(ms.normface(8), 1), "sface": lambda: ms.sface(8, steepness=9, near=1, far=1),
+    "sphereface2": lambda: ms.sphereface2(0, 1, 40, t=3, balance=1),
+    "unified": lambda: ms.unified_cross_entropy(0, 1, 64, balance=1),
+    "magface": lambda: ms.magface(64, norms=(10, 110), margins=(0, 1), regularizer=99),
+    "adaface": lambda: ms.adaface(ms.AdaFaceState(20, 100), 1, 64, h=1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_numbers_are_real_ones(name):
+    """So they can be learned, and share a program with the real ones that they equal."""
+    assert {type(leaf) for leaf in jax.tree.leaves(WHOLE[name]())} == {float}
+
+
+def test_a_margin_of_whole_numbers_has_a_gradient():
+    def total(margin):
+        return loss(margin=margin).sum()
+
+    expected = jax.tree.leaves(jax.grad(total)(ms.arcface(1.0, 8.0)))
+    np.testing.assert_array_equal(jax.tree.leaves(jax.grad(total)(ms.arcface(1, 8))), expected)
+    arrays = np.full(B, 1), jnp.full(B, 8)
+    for margin in (ms.arcface(*arrays), ms.arcface(np.int64(1), np.int32(8))):
+        assert {leaf.dtype for leaf in jax.tree.leaves(margin)} == {np.dtype(np.float32)}
+        gradients = [np.sum(leaf) for leaf in jax.tree.leaves(jax.grad(total)(margin))]
+        np.testing.assert_allclose(gradients, expected, rtol=1e-5)
+    np.testing.assert_array_equal(jax.jit(with_margin)(1, 8), jax.jit(with_margin)(1.0, 8.0))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("wrap", [lambda call: call, jax.jit], ids=["concrete", "traced"])
+def test_narrow_numbers_are_widened_before_they_meet_others(wrap, dtype):
+    """A constructor divides; in bfloat16 that would leave three digits."""
+    tau, bias, scale, balance = (jnp.asarray(n, dtype) for n in (0.07, 5.6, 40.3, 0.7))
+    np.testing.assert_allclose(wrap(ms.temperature)(tau).scale, 1.0 / np.float32(tau), rtol=2e-7)
+    margin = wrap(lambda b, s, share: ms.sphereface2(b, None, s, balance=share))(bias, scale, balance)
+    ratios = margin.target.keywords["bias"], margin.loss.keywords["own_weight"]
+    np.testing.assert_allclose(ratios, [np.float32(n) / np.float32(scale) for n in (bias, balance)], rtol=2e-7)
+    assert {jnp.asarray(leaf).dtype for leaf in jax.tree.leaves(margin)} == {jnp.dtype(jnp.float32)}
+
+
+def test_a_learned_number_may_be_a_parameter_of_a_network():
+    """Under `grad` and `jit`, where an `nnx.Param` holds a tracer and is none."""
+    makes = {
+        "scale": ms.normface, "tau": ms.temperature, "margin": lambda n: ms.arcface(n / n, 8.0),
+        "bias": lambda n: ms.sphereface2(n, scale=8.0), "filter": lambda n: ms.interclass_filter(ms.normface(n), 0.9),
+    }  # fmt: skip
+    for make in makes.values():
+
+        def total(n, make=make):
+            return loss(margin=make(n)).sum()
+
+        expected = jax.value_and_grad(total)(jnp.float32(4.0))
+        value, gradient = jax.jit(jax.value_and_grad(total))(nnx.Param(jnp.float32(4.0)))
+        assert isinstance(gradient, nnx.Param)
+        np.testing.assert_allclose([value, gradient[...]], expected, rtol=1e-5)
+        assert not any(isinstance(leaf, nnx.Variable) for leaf in make(nnx.Param(jnp.float32(4.0))))
+    table = nnx.Param(jnp.full(C, 0.3))
+    gradient = jax.grad(lambda table: loss(margin=ms.adaptive_face(table, Y, 8.0)).sum())(table)
+    np.testing.assert_array_equal(gradient[...] != 0, np.isin(np.arange(C), Y))
+    smoothing = nnx.Param(jnp.float32(0.1))
+    np.testing.assert_allclose(jax.jit(lambda e: entropy(label_smoothing=e))(smoothing), entropy(label_smoothing=0.1))
+
+
+def test_the_dtype_of_a_traced_number_is_checked():
+    for wrong in (True, 1j):
+        with pytest.raises(TypeError, match="scale: expected a real number"):
+            jax.eval_shape(ms.normface, jnp.asarray(wrong))
+
+
 def run(features, weights, labels, margin, head, **options):
     """Losses and the gradients of features and weights, for a cotangent that is not uniform."""
 

@@ -233,6 +233,8 @@ SAMPLE = ms.Sample(jnp.arange(2, dtype=jnp.int32), jnp.zeros(1, jnp.int32), jnp.
         (lambda: ms.lazy_rows(optax.sgd(0.1), head=ms.dense), TypeError, "head: "),
         (lambda: ms.lazy_rows(optax.sgd(0.1)).update(jnp.ones((2, 3)), optax.EmptyState()), TypeError,
          r"sample: expected that of this step, came none\. Pass `update\(\.\.\., sample=sample\)`"),
+        (lambda: ms.lazy_rows(optax.sgd(0.1)).update(jnp.ones((2, 3)), optax.EmptyState(), sample=(0, 1)), TypeError,
+         "sample: expected that of this step, came tuple.*of `ms.sample_classes`"),
         (lambda: ms.lazy_rows(optax.sgd(0.1)).update(jnp.ones((4, 3)), optax.EmptyState(), sample=SAMPLE), ValueError,
          r"updates: .* = \(2, \.\.\.\), came \(4, 3\).*gradient with respect to them"),
         (lambda: ms.lazy_rows(optax.sgd(0.1)).update(

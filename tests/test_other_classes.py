@@ -95,6 +95,39 @@ def test_a_filtered_class_is_as_good_as_absent(head):
     assert np.isfinite(slope(8.0))
 
 
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("base", [ms.p2sgrad(), ms.sface(8.0)], ids=["squares", "sum"])
+def test_a_filtered_class_is_absent_from_every_reduction(base, head):
+    """Of squares and of a sum, which no low logit closes, and with it its gradient; a NaN is not filtered."""
+    x, w, y = jnp.array([[0.6, 0.8, 0.0]]), jnp.eye(3), jnp.array([1])
+    filtered = ms.interclass_filter(base, 0.5)  # which takes the first class for the own one
+    expected = both(base, x, w[1:], y - 1, HEADS[head])
+    for ours, theirs in zip(both(filtered, x, w, y, HEADS[head]), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
+    with jax.debug_nans(False):
+        assert np.isnan(ms.margin_loss(x, w.at[2].set(jnp.nan), y, filtered, head=HEADS[head])[0])
+
+
+def test_a_filter_and_label_smoothing_do_not_go_together():
+    x, w, y = jnp.array([[0.6, 0.8]]), jnp.eye(2), jnp.array([1])
+    with pytest.raises(ValueError, match="label_smoothing: "):
+        ms.margin_loss(x, w, y, ms.interclass_filter(ms.normface(10.0)), label_smoothing=0.1)
+    z = ms.margin_logits(x, w, y, ms.interclass_filter(ms.normface(10.0), to_zero=True))
+    ours = ms.margin_loss(x, w, y, ms.interclass_filter(ms.normface(10.0), to_zero=True), label_smoothing=0.1)
+    np.testing.assert_allclose(ours, ms.cross_entropy(z, y, label_smoothing=0.1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_false_positive_at_a_right_angle_is_one_too(head):
+    """Its square is 0, and the mean is over it as well: here of 0.36 and 0."""
+    x, w, y = jnp.array([[0.6, 0.8, 0.0]]), jnp.eye(3), jnp.array([1])
+    margin = ms.cifp(-0.1, 0.0, 1.0)
+    target = 0.8 - 1.8 * 0.36 / 2
+    np.testing.assert_allclose(ms.margin_logits(x, w, y, margin)[0, 1], target, rtol=1e-6)
+    expected = np.log(np.exp(0.6) + 1 + np.exp(target)) - target
+    np.testing.assert_allclose(both(margin, x, w, y, HEADS[head])[0], [expected], rtol=1e-6)
+
+
 @pytest.mark.parametrize("k", [1, 3, 16, 40])
 def test_inter_top_k_penalises_k_classes(k):
     x, w, y = examples(6, 17, 4, 0.4, dtype=np.float32)

@@ -84,5 +84,14 @@ def test_shapes_and_numbers_are_refused():
         ms.hyperspherical_energy(jnp.ones((3, 2, 4)), jnp.array([0]))
     with pytest.raises(ValueError, match="power: "):
         ms.hyperspherical_energy(jnp.ones((3, 2)), jnp.array([0]), power=0.0)
+    with pytest.raises(ValueError, match="power: expected one number"):
+        ms.hyperspherical_energy(jnp.ones((3, 2)), jnp.array([0, 1]), power=np.ones(2))
+    for labels in (jnp.eye(3, dtype=jnp.int32), jnp.ones((4, 3), jnp.int32)):
+        with pytest.raises(ValueError, match=r"labels: expected shape \[B\], came .* one-hot"):
+            ms.hyperspherical_energy(jnp.ones((3, 2)), labels)
     with pytest.raises(ValueError, match=r"centers: expected shape \[C, D\]"):
         ms.center_loss(jnp.ones((1, 4)), jnp.ones((3, 2, 4)), jnp.array([0]))
+    with pytest.raises(ValueError, match=r"centers: expected shape \[C, 4\] for features"):
+        ms.center_loss(jnp.ones((1, 4)), jnp.ones((5, 3)), jnp.array([0]))
+    with pytest.raises(ValueError, match=r"centers: .*transposed: pass `centers\.T`"):
+        ms.center_loss(jnp.ones((1, 4)), jnp.ones((4, 3)), jnp.array([0]))

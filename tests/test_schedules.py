@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import margin_softmax as ms
 
@@ -22,6 +23,13 @@ def test_annealings_are_the_papers(name, step, value):
     schedule = ms.annealing(name)
     np.testing.assert_allclose(schedule(step), value, rtol=1e-4)
     assert float(schedule(0)) == 1000.0
+
+
+def test_constants_of_a_schedule_may_be_whole_narrow_or_learned():
+    expected = ms.blend_schedule(1000.0, 0.5, 2.0, 5.0)(3)
+    narrow = (jnp.bfloat16(n) for n in (1000, 0.5, 2, 5))
+    for constants in ((1000, 0.5, 2, 5), narrow, (nnx.Param(jnp.float32(n)) for n in (1000, 0.5, 2, 5))):
+        np.testing.assert_allclose(ms.blend_schedule(*constants)(3), expected, rtol=1e-6)
 
 
 def test_an_unknown_annealing_names_the_known():

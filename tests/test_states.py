@@ -108,8 +108,32 @@ def test_rows_that_do_not_count_change_nothing(name):
     if name != "adaface":  # which has no labels
         np.testing.assert_allclose(update(x, w, np.where(where, y, -1)), expected[0], rtol=2e-6)
     nobody = jax.tree.leaves(update(x, w, y, where=np.zeros(BATCH, bool)))
-    before = {"adaface": [20.0, 100.0], "curricularface": [0.3], "adacos": [ms.adacos(CLASSES).scale]}
-    np.testing.assert_allclose(nobody, before.get(name, [1.0]), rtol=1e-6)
+    np.testing.assert_allclose(nobody, BEFORE.get(name, [1.0]), rtol=1e-6)
+
+
+BEFORE = {"adaface": [20.0, 100.0], "curricularface": [0.3], "adacos": [ms.adacos(CLASSES).scale]}
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_an_empty_batch_changes_nothing(name):
+    update, _ = UPDATES[name]
+    x, w, y = batch()
+    for head in HEADS.values() if name != "adaface" else [None]:
+        more = {} if head is None else {"head": head}
+        after = jax.tree.leaves(update(x[:0], w, y[:0], **more))
+        np.testing.assert_allclose(after, BEFORE.get(name, [1.0]), rtol=1e-6)
+    memory = jnp.eye(3)
+    np.testing.assert_array_equal(ms.update_kappaface(memory, x[:0, :3], np.zeros(0, np.int32)), memory)
+
+
+def test_adacos_keeps_its_scale_where_the_next_one_is_none():
+    """At the corners of a simplex the wrong logits add up to less than e^0; of one class there are none."""
+    corners = 10.0 * jnp.eye(10) - 1.0
+    assert numpy_adacos(30.0, corners, corners, np.arange(10)) < 0
+    assert ms.update_adacos(30.0, corners, corners, jnp.arange(10)) == 30.0
+    assert ms.update_adacos(8.0, jnp.ones((2, 3)), jnp.ones((1, 3)), jnp.zeros(2, jnp.int32)) == 8.0
+    with jax.debug_nans(False):  # a NaN is not kept out
+        assert np.isnan(ms.update_adacos(8.0, corners.at[0].set(jnp.nan), corners.at[5].set(jnp.nan), jnp.arange(10)))
 
 
 def test_a_batch_of_one_updates_the_mean_alone():
@@ -177,6 +201,16 @@ def test_kappaface_remembers_directions():
     np.testing.assert_array_equal(traced(which), ours)
 
 
+def test_kappaface_leaves_out_examples_that_it_has_no_row_for():
+    """As labels that name no class: the same inside jit and outside, masked or not."""
+    memory, x = jnp.eye(3), jnp.array([[0.0, 2.0, 0.0], [0.0, 0.0, 2.0], [2.0, 0.0, 0.0]])
+    expected = ms.update_kappaface(memory, x[:1], jnp.array([0]))
+    where = np.array([True, True, False])
+    for update in (ms.update_kappaface, jax.jit(ms.update_kappaface)):
+        np.testing.assert_array_equal(update(memory, x, jnp.array([0, 3, -1])), expected)
+        np.testing.assert_array_equal(update(memory, x, jnp.array([0, -1, 7]), where=where), expected)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -186,10 +220,33 @@ def test_kappaface_remembers_directions():
         (lambda x, w, y: ms.update_curricularface(0.0, x, w.T, y), "transposed|share D|weights"),
         (lambda x, w, y: ms.update_adacos(-1.0, x, w, y), "scale: "),
         (lambda x, w, y: ms.cifp_threshold(x, w, y, rate=0.0), "rate: "),
-        (lambda x, w, y: ms.update_kappaface(w, x, np.arange(BATCH) + 20), "examples: .*<= 22"),
+        (lambda x, w, y: ms.update_kappaface(w, x, y[1:]), r"examples: expected shape \[B\] = \(12,\)"),
         (lambda x, w, y: ms.update_kappaface(w, x, y, rate=0.0), "rate: "),
+        (lambda x, w, y: ms.update_kappaface(w, x, y, rate=np.full(5, 0.5)), "rate: expected one number"),
+        (lambda x, w, y: ms.update_curricularface(math.nan, x, w, y), "t: expected a finite number .* came nan"),
+        (lambda x, w, y: ms.update_curricularface(np.zeros(3, "f"), x, w, y), r"t: expected one number, .* \(3,\)"),
+        (lambda x, w, y: ms.update_adacos(np.ones(BATCH, "f"), x, w, y), "scale: expected one number"),
+        (lambda x, w, y: ms.update_adacos(math.inf, x, w, y), "scale: "),
+        (lambda x, w, y: ms.update_adaface(ms.AdaFaceState(mean=math.nan), x), "mean: .*came nan"),
+        (lambda x, w, y: ms.update_adaface(ms.AdaFaceState(deviation=np.ones(BATCH, "f")), x), "deviation: .*one num"),
+        (lambda x, w, y: ms.update_adaface(ms.AdaFaceState(), x, momentum=np.ones(BATCH)), "momentum: .*one number"),
     ],
 )
 def test_what_is_out_of_range_is_refused(make, words):
     with pytest.raises(ValueError, match=words):
+        make(*batch())
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda x, w, y: ms.update_adaface((20.0, 100.0), x), "state: expected an AdaFaceState .* came tuple"),
+        (lambda x, w, y: ms.update_curricularface(None, x, w, y), "t: expected a real number"),
+        (lambda x, w, y: ms.cifp_threshold(None, w, y), "features: .*NoneType"),
+        (lambda x, w, y: ms.update_kappaface(w, x, y * 1.0), "examples: expected integers"),
+        (lambda x, w, y: ms.update_kappaface(np.zeros((300, 5), "f"), x, y.astype(np.uint8)), "examples: uint8 cannot"),
+    ],
+)
+def test_what_is_of_another_kind_is_refused(make, words):
+    with pytest.raises(TypeError, match=words):
         make(*batch())

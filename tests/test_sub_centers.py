@@ -61,5 +61,9 @@ def test_shapes_are_refused():
         ms.dominant_centers(w, jnp.ones((5, 2)))
     with pytest.raises(ValueError, match=r"centers: .*dominant_centers"):
         ms.outlier_mask(x, w, y)
+    with pytest.raises(ValueError, match=r"centers: expected shape \[C, 6\]"):
+        ms.outlier_mask(x, w[:, 0, :3], y)
+    with pytest.raises(TypeError, match="centers: expected real"):
+        ms.outlier_mask(x, w[:, 0].astype(int), y)
     with pytest.raises(ValueError, match="degrees"):
         ms.outlier_mask(x, w[:, 0], y, largest=75.0)
