@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from margin_softmax import _checks
+from margin_softmax._meshes import split_as_examples
 
 
 def norm(rows: jax.Array) -> jax.Array:
@@ -58,23 +59,23 @@ def dot(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 @jax.custom_jvp
-def inner(a: jax.Array, b: jax.Array, length: jax.Array) -> jax.Array:
-    """`<a, b>` along the last axis, for `length = |a| |b|`.
+def inner(a: jax.Array, b: jax.Array, directions: jax.Array) -> jax.Array:
+    """`<a, b>` along the last axis; `directions` says where both have the length 1.
 
-    Where both are directions (length 1) and near each other, `1 - |a - b|^2 / 2` does not see how their lengths were
-    rounded, which in the sum costs half the digits that a logit of 60 can spare. The derivative is that of `<a, b>`.
+    Where they have, and are near each other, `1 - |a - b|^2 / 2` does not see how their lengths were rounded, which in
+    the sum costs half the digits that a logit of 60 can spare. The derivative is that of `<a, b>`.
     """
     product = dot(a, b)
     near, far = 1.0 - dot(a - b, a - b) / 2, dot(a + b, a + b) / 2 - 1.0
     by_chord = jnp.where(product > 0, near, far)
-    return jnp.where((length == 1.0) & (jnp.abs(product) > 0.5), by_chord, product)
+    return jnp.where(directions & (jnp.abs(product) > 0.5), by_chord, product)
 
 
 @inner.defjvp
 def _inner_jvp(primals, tangents):
-    a, b, length = primals
+    a, b, directions = primals
     da, db, _ = tangents
-    return inner(a, b, length), dot(da, b) + dot(a, db)
+    return inner(a, b, directions), dot(da, b) + dot(a, db)
 
 
 @jax.custom_jvp
@@ -180,6 +181,7 @@ def cosines(features: jax.Array, weights: jax.Array) -> jax.Array:
     return _cosines(features, weights)
 
 
+@split_as_examples
 @jax.jit
 def _cosines(features, weights):
     dtype = compute_dtype(features, weights)

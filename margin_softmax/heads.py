@@ -220,8 +220,8 @@ def take(classes: Classes, labels: jax.Array, dtype) -> Classes:
     """The rows `classes[labels]` as `dtype`, for labels in [0, C)."""
     # Examples of one class take its row from the first of them. So their gradients add up in `dtype`, however narrow
     # the weights are, and no two of them meet in the scatter over classes, whose order accelerators do not fix.
-    places = jnp.arange(labels.size, dtype=jnp.int32)
-    first = jnp.min(jnp.where(labels[:, None] == labels[None], places[None], labels.size), axis=1, initial=labels.size)
+    order = jnp.argsort(labels, stable=True)
+    first = order[jnp.searchsorted(labels[order], labels, method="sort")]
 
     def rows(leaf):
         return leaf.at[labels].get(mode="clip").astype(dtype).at[first].get(mode="clip")
@@ -229,13 +229,26 @@ def take(classes: Classes, labels: jax.Array, dtype) -> Classes:
     return jax.tree.map(rows, classes)
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Unread:
+    """What stands for numbers `[B]` that nobody reads: a part of the program and not of its data."""
+
+    batch: int
+    dtype: Any
+
+
 def columns(tree: Tree) -> Tree:
     """Leaves `[B]` as `[B, 1]`, to meet a block `[B, n]`."""
-    return jax.tree.map(lambda leaf: leaf[:, None], tree)
+
+    def column(leaf):
+        return jnp.zeros((leaf.batch, 1), leaf.dtype) if isinstance(leaf, _Unread) else leaf[:, None]
+
+    return jax.tree.map(column, tree, is_leaf=lambda leaf: isinstance(leaf, _Unread))
 
 
 def only_used(logits: Logits, rows: Rows, classes: Classes) -> Rows:
-    """Rows without what is given of them and not looked at, None instead.
+    """Rows without what is given of them and not read.
 
     Nothing is then computed from its cotangent, which would be an array of zeros.
     """
@@ -252,7 +265,8 @@ def only_used(logits: Logits, rows: Rows, classes: Classes) -> Rows:
     jaxpr = jax.make_jaxpr(look)(given, products, one_class, bias).jaxpr
     seen = {id(var) for equation in jaxpr.eqns for var in equation.invars} | {id(var) for var in jaxpr.outvars}
     used = jax.tree.unflatten(structure, [id(var) in seen for var in jaxpr.invars[: len(leaves)]])
-    return rows._replace(given=jax.tree.map(lambda leaf, used: leaf if used else None, rows.given, used))
+    unread = _Unread(batch, dtype)
+    return rows._replace(given=jax.tree.map(lambda leaf, used: leaf if used else unread, rows.given, used))
 
 
 def _as_dtype(tree: Tree, dtype) -> Tree:
@@ -353,7 +367,7 @@ def _blockwise_bwd(plan, logits, residuals, total_bar):
     shard = Shard(0, classes.weights.shape[0])
     bars = backward(plan, logits, reduction, rows, classes, labels, shard, total, kept, total_bar)
     # A reduction is a constant by contract, and labels are integers.
-    return jax.tree.map(jnp.zeros_like, reduction), *bars, None
+    return jax.tree.map(jnp.zeros_like, reduction), *summed_as(bars, (rows, classes)), None
 
 
 def backward(plan: Plan, logits, reduction, rows, classes, labels, shard: Shard, total, kept, total_bar):
@@ -395,6 +409,23 @@ def _as_unlike(carry: Tree, to: Tree) -> Tree:
         return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(cast, carry)
+
+
+def summed_as(bars: Tree, primals: Tree) -> Tree:
+    """Cotangents summed over the axes along which they differ from device to device and what they belong to does not.
+
+    That is the classes' axis for the examples; and the data axis for the classes, where the caller has mapped it.
+    """
+    leaves, structure = jax.tree.flatten(bars)
+    extra = [
+        tuple(sorted(varying(bar) - varying(primal)))
+        for bar, primal in zip(leaves, jax.tree.leaves(primals), strict=True)
+    ]
+    for axes in sorted(set(extra) - {()}):
+        chosen = [i for i, other in enumerate(extra) if other == axes]
+        for i, summed in zip(chosen, jax.lax.psum([leaves[i] for i in chosen], axes), strict=True):
+            leaves[i] = summed
+    return jax.tree.unflatten(structure, leaves)
 
 
 def varying(array) -> set[str]:

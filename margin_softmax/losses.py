@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from margin_softmax import _checks, angles, heads, reductions
 from margin_softmax._checks import Numeric
+from margin_softmax._meshes import split_as_examples
 from margin_softmax.heads import Classes, Head, Logits, Rows
 from margin_softmax.margins import Margin, Own, checked
 
@@ -64,7 +65,8 @@ def margin_loss(
       head: where it runs: `ms.blockwise()`, `ms.dense()`. Static.
       bias: `[C]`, added to every logit after scale and margin.
       label_smoothing: epsilon in [0, 1]: the target distribution is `(1 - epsilon)` at the own class and
-        `epsilon / C` everywhere.
+        `epsilon / C` everywhere. For margins that are a softmax over all classes; one against all, or with classes
+        filtered out, it has no meaning and is refused.
       where: rows that count, `[B]` booleans. The others have loss 0 and gradient 0, whatever they hold; for the mean
         divide by `where.sum()`.
 
@@ -87,9 +89,15 @@ def margin_loss(
     features, weights, labels, margin, bias = _front(features, weights, labels, margin, bias, head)
     where = _checks.mask_of(where, labels.shape[0])
     label_smoothing = _checks.smoothing_of(label_smoothing)
+    if label_smoothing is not None and margin.smoothing is None:
+        raise ValueError(
+            "label_smoothing: expected 0 with this margin, whose loss is no softmax over all classes, came "
+            f"{label_smoothing!r}. A target distribution has no meaning for it."
+        )
     return _margin_loss(features, weights, labels, margin, bias, label_smoothing, where, head=head)
 
 
+@split_as_examples
 @functools.partial(jax.jit, static_argnames="head")
 def _margin_loss(features, weights, labels, margin, bias, label_smoothing, where, *, head):
     features, labels, margin, where = head.place((features, labels, margin, where))
@@ -103,14 +111,15 @@ def _margin_loss(features, weights, labels, margin, bias, label_smoothing, where
     reduction = margin.reduction
     if label_smoothing is not None:
         reduction = reductions.pair(reduction, reductions.linear_sum())
-    total = head.others(reduction, OTHER_LOGITS, Rows(example.directions, _Given(margin, own, target)), classes, labels)
+    total = head.others(reduction, OTHER_LOGITS, Rows(example.directions, _given(margin, own, target)), classes, labels)
     if label_smoothing is None:
         losses = margin.loss(target_logit, total, own)
     else:
+        assert margin.smoothing is not None  # `margin_loss` refuses it
         total, others_sum = total
         mean = (target_logit + others_sum) / num_classes
         epsilon = jnp.asarray(label_smoothing, target.dtype)
-        losses = margin.loss(target_logit, total, own) + epsilon * (target_logit - mean)
+        losses = margin.loss(target_logit, total, own) + epsilon * margin.smoothing(target_logit, mean)
     return _checks.only_counted(losses, valid, where)
 
 
@@ -150,6 +159,7 @@ def margin_logits(
     return _margin_logits(*_front(features, weights, labels, margin, bias, heads.dense()))
 
 
+@split_as_examples
 @jax.jit
 def _margin_logits(features, weights, labels, margin, bias):
     head = heads.dense()
@@ -158,7 +168,7 @@ def _margin_logits(features, weights, labels, margin, bias):
     classes = Classes(weights, bias)
     own, target, own_bias = _own(head, example, classes, labels)
     target_logit = _biased(target * example.margin.scale, own_bias)
-    logits = head.logits(OTHER_LOGITS, Rows(example.directions, _Given(example.margin, own, target)), classes)
+    logits = head.logits(OTHER_LOGITS, Rows(example.directions, _given(example.margin, own, target)), classes)
     is_own = jnp.arange(weights.shape[0], dtype=labels.dtype)[None] == labels[:, None]
     return jnp.where(valid[:, None], jnp.where(is_own, target_logit[:, None], logits), jnp.nan)
 
@@ -209,6 +219,7 @@ def observed(features, weights, labels, margin, *, head, where=None) -> tuple[Ow
     return jax.lax.stop_gradient(_observed(features, weights, labels, margin, where, head=head))
 
 
+@split_as_examples
 @functools.partial(jax.jit, static_argnames="head")
 def _observed(features, weights, labels, margin, where, *, head):
     features, labels, margin, where = head.place((features, labels, margin, where))
@@ -318,17 +329,18 @@ def nearest_class(
       0
     """
     features, weights = _checks.features_and_weights(features, weights)
-    left_out, num_classes = jnp.full(features.shape[0], -1, jnp.int32), _checks.head(head).num_classes(weights)
-    if labels is not None:
-        if num_classes < 2:
-            raise ValueError(f"labels: expected none with {num_classes} class, of which no other is left.")
-        left_out = _checks.labels_of(labels, features.shape[0], num_classes)
-    index, cosine = _nearest_class(features, weights, left_out, head=_checks.head(head))
+    head = _checks.head(head)
     if labels is None:
-        return index, cosine
-    return index, jnp.where((left_out >= 0) & (left_out < num_classes), cosine, jnp.nan)
+        return _nearest_class(features, weights, jnp.full(features.shape[0], -1, jnp.int32), head=head)
+    num_classes = head.num_classes(weights)
+    if num_classes < 2:
+        raise ValueError(f"labels: expected none with {num_classes} class, of which no other is left.")
+    valid, labels = _checks.in_range(_checks.labels_of(labels, features.shape[0], num_classes), num_classes)
+    index, cosine = _nearest_class(features, weights, jnp.where(valid, labels, -1), head=head)
+    return index, jnp.where(valid, cosine, jnp.nan)
 
 
+@split_as_examples
 @functools.partial(jax.jit, static_argnames="head")
 def _nearest_class(features, weights, left_out, *, head):
     features = head.place(features)
@@ -357,12 +369,24 @@ def _examples(margin, features, weights, counted):
     dtype = angles.compute_dtype(features, weights)
 
     def per_example(leaf):
+        if _is_reduction(leaf):
+            return leaf
         return jnp.where(counted, jnp.broadcast_to(jnp.asarray(leaf).astype(dtype), counted.shape), 1.0)
 
-    margin = jax.tree.map(per_example, margin)
+    # A reduction is no number of an example's: what steers it stays as it is.
+    margin = jax.tree.map(per_example, margin, is_leaf=_is_reduction)
     features = jnp.where(counted[:, None], features.astype(dtype), 0.0)
     factor, _ = margin.features(features)
     return _Example(margin, features, features * factor[:, None])
+
+
+def _is_reduction(node):
+    return isinstance(node, reductions.Reduction)
+
+
+def _given(margin, own, target):
+    margin = jax.tree.map(lambda node: () if _is_reduction(node) else node, margin, is_leaf=_is_reduction)
+    return _Given(margin, own, target)
 
 
 def _own(head, example, classes, labels):
@@ -370,7 +394,7 @@ def _own(head, example, classes, labels):
     own, own_bias = head.own(_own_of, example, classes, labels)
     margin = example.margin
     if margin.statistic is not None:
-        rows = Rows(example.directions, _Given(margin, own, jnp.zeros_like(own.angle)))
+        rows = Rows(example.directions, _given(margin, own, jnp.zeros_like(own.angle)))
         own = own._replace(statistic=head.others(margin.statistic.reduction, STATISTIC, rows, classes, labels))
     return own, margin.target(own), own_bias
 
@@ -382,11 +406,10 @@ def _own_of(example, classes):
         weights = _winner(margin, directions, weights)
     factor, weight_length = margin.weights(weights)
     _, feature_length = margin.features(features)
-    length = feature_length * weight_length
     own = Own(
         angle=angles.angle_between(features, weights),
-        product=angles.inner(directions, weights * factor[:, None], length),
-        length=length,
+        product=angles.inner(directions, weights * factor[:, None], (feature_length == 1.0) & (weight_length == 1.0)),
+        length=feature_length * weight_length,
         norm=angles.norm(features),
     )
     return own, classes.bias

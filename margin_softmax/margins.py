@@ -65,6 +65,8 @@ class Margin(NamedTuple):
       scale: multiplies every logit; a bias, if any, is added after it.
       reduction: over the logits of the other classes.
       loss: target logit, total of the reduction, Own -> `[B]`.
+      smoothing: target logit, mean of all logits -> `[B]`, what label smoothing adds to the loss for each unit of
+        epsilon; None where a smoothed target has no meaning.
       statistic: a `Statistic` for `Own.statistic`, or None.
     """
 
@@ -75,6 +77,7 @@ class Margin(NamedTuple):
     scale: Numeric
     reduction: reductions.Reduction
     loss: Callable[[jax.Array, Any, Own], jax.Array]
+    smoothing: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     statistic: Statistic | None = None
 
 
@@ -102,6 +105,11 @@ def softmax_loss(target: jax.Array, total: reductions.LogSumExp, own: Own) -> ja
     return jax.nn.softplus(total.minus(target))
 
 
+def softmax_smoothing(target: jax.Array, mean: jax.Array) -> jax.Array:
+    """Of cross-entropy `log sum_j e^{z_j} - sum_j t_j z_j`, when epsilon of t is taken off the own class for all."""
+    return target - mean
+
+
 def softmax(
     target: Callable[[Own], jax.Array],
     *,
@@ -119,10 +127,12 @@ def softmax(
         scale=scale,
         reduction=reductions.log_sum_exp(),
         loss=Partial(softmax_loss),
+        smoothing=Partial(softmax_smoothing),
     )
 
 
-def _product(own):
+def own_product(own: Own) -> jax.Array:
+    """The own logit is the product itself."""
     return own.product
 
 
@@ -130,7 +140,8 @@ def _combined(own, *, m1, m2, m3):
     return own.length * angles.psi(m1 * own.angle + m2) - m3
 
 
-def _additive_angle(own, *, margin):
+def additive_angle(own: Own, *, margin: Numeric) -> jax.Array:
+    """The own angle counts as much more as the margin says."""
     return own.length * angles.psi(own.angle + margin)
 
 
@@ -138,12 +149,9 @@ def _multiple_angle(own, *, margin, blend):
     return (blend * own.product + own.length * angles.psi(margin * own.angle)) / (1.0 + blend)
 
 
-def _additive_cosine(own, *, margin):
+def additive_cosine(own: Own, *, margin: Numeric) -> jax.Array:
+    """The own product counts as much less as the margin says."""
     return own.product - margin
-
-
-def _scale(scale: Numeric) -> Numeric:
-    return _checks.number("scale", scale, above=0.0)
 
 
 def plain() -> Margin:
@@ -161,7 +169,7 @@ def plain() -> Margin:
       >>> ms.margin_loss(x, w, jnp.array([1]), ms.plain())
       Array([2.1269], dtype=float32)
     """
-    return softmax(Partial(_product), features=as_given, weights=as_given)
+    return softmax(Partial(own_product), features=as_given, weights=as_given)
 
 
 def temperature(tau: Numeric) -> Margin:
@@ -189,7 +197,7 @@ def temperature(tau: Numeric) -> Margin:
       Array([1.3521], dtype=float32)
     """
     return softmax(
-        Partial(_product), scale=1.0 / _checks.number("tau", tau, above=0.0), features=as_given, weights=as_given
+        Partial(own_product), scale=1.0 / _checks.number("tau", tau, above=0.0), features=as_given, weights=as_given
     )
 
 
@@ -210,7 +218,7 @@ def modified_softmax() -> Margin:
       >>> ms.margin_logits(jnp.array([[3.0, 4.0]]), 9.0 * jnp.eye(2), jnp.array([0]), ms.modified_softmax())
       Array([[3., 4.]], dtype=float32)
     """
-    return softmax(Partial(_product), features=as_given)
+    return softmax(Partial(own_product), features=as_given)
 
 
 def normface(scale: Numeric) -> Margin:
@@ -237,7 +245,7 @@ def normface(scale: Numeric) -> Margin:
       >>> ms.margin_logits(jnp.array([[3.0, 4.0]]), 9.0 * jnp.eye(2), jnp.array([0]), ms.normface(10.0))
       Array([[6., 8.]], dtype=float32)
     """
-    return softmax(Partial(_product), scale=_scale(scale))
+    return softmax(Partial(own_product), scale=_checks.scale_of(scale))
 
 
 def l_softmax(margin: Numeric = 4, blend: Numeric = 0.0) -> Margin:
@@ -303,9 +311,8 @@ def a_softmax(margin: Numeric = 4, blend: Numeric = 0.0) -> Margin:
 
 def _multiple_angle_of(margin, blend):
     hint = "The papers use 1, 2, 3 or 4; `combined(m1=...)` takes any real multiple."
-    _checks.number("margin", margin, at_least=1.0, whole=True, hint=hint)
-    _checks.number("blend", blend, at_least=0.0)
-    return Partial(_multiple_angle, margin=margin, blend=blend)
+    margin = _checks.number("margin", margin, at_least=1.0, whole=True, hint=hint)
+    return Partial(_multiple_angle, margin=margin, blend=_checks.number("blend", blend, at_least=0.0))
 
 
 def am_softmax(margin: Numeric = 0.35, scale: Numeric = 30.0) -> Margin:
@@ -332,9 +339,8 @@ def am_softmax(margin: Numeric = 0.35, scale: Numeric = 30.0) -> Margin:
       >>> ms.margin_logits(jnp.array([[3.0, 4.0]]), jnp.eye(2), jnp.array([1]), ms.am_softmax(0.3, scale=10.0))
       Array([[6., 5.]], dtype=float32)
     """
-    hint = "It is a difference of cosines, of which the papers take 0.2 to 0.5."
-    _checks.number("margin", margin, at_least=0.0, at_most=2.0, hint=hint)
-    return softmax(Partial(_additive_cosine, margin=margin), scale=_scale(scale))
+    margin = _checks.cosine_margin("margin", margin)
+    return softmax(Partial(additive_cosine, margin=margin), scale=_checks.scale_of(scale))
 
 
 def cosface(margin: Numeric = 0.35, scale: Numeric = 64.0) -> Margin:
@@ -392,7 +398,8 @@ def arcface(margin: Numeric = 0.5, scale: Numeric = 64.0) -> Margin:
       >>> ms.margin_logits(jnp.array([[3.0, 4.0]]), jnp.eye(2), jnp.array([1]), ms.arcface(0.5, scale=10.0))
       Array([[6.       , 4.1441]], dtype=float32)
     """
-    return softmax(Partial(_additive_angle, margin=_checks.angle_margin("margin", margin)), scale=_scale(scale))
+    margin = _checks.angle_margin("margin", margin)
+    return softmax(Partial(additive_angle, margin=margin), scale=_checks.scale_of(scale))
 
 
 def combined(m1: Numeric, m2: Numeric, m3: Numeric, scale: Numeric = 64.0) -> Margin:
@@ -424,10 +431,8 @@ def combined(m1: Numeric, m2: Numeric, m3: Numeric, scale: Numeric = 64.0) -> Ma
       >>> ms.margin_logits(jnp.array([[3.0, 4.0]]), jnp.eye(2), jnp.array([1]), margin)
       Array([[6.       , 3.8696]], dtype=float32)
     """
-    _checks.number("m1", m1, above=0.0)
-    _checks.angle_margin("m2", m2)
-    _checks.number("m3", m3, at_least=0.0, at_most=2.0, hint="It is a difference of cosines.")
-    return softmax(Partial(_combined, m1=m1, m2=m2, m3=m3), scale=_scale(scale))
+    m1, m2, m3 = _checks.number("m1", m1, above=0.0), _checks.angle_margin("m2", m2), _checks.cosine_margin("m3", m3)
+    return softmax(Partial(_combined, m1=m1, m2=m2, m3=m3), scale=_checks.scale_of(scale))
 
 
 def straight_through(margin: Margin) -> Margin:
@@ -505,7 +510,7 @@ def focal(margin: Margin, gamma: Numeric = 2.0) -> Margin:
       >>> ms.margin_loss(x, jnp.eye(2), jnp.array([0]), ms.focal(ms.plain(), gamma=2.0))
       Array([0.0227], dtype=float32)
     """
-    _checks.number("gamma", gamma, at_least=0.0)
+    gamma = _checks.number("gamma", gamma, at_least=0.0)
     margin = checked(margin)
     return margin._replace(loss=Partial(_focal, margin.loss, gamma=gamma))
 
@@ -519,7 +524,13 @@ def _focal(loss, target, total, own, *, gamma):
 
 
 def checked(margin: Margin) -> Margin:
-    """`margin` itself, once it is one."""
+    """`margin` itself, once it is one, whose functions are static and whose leaves are numbers."""
     if not isinstance(margin, Margin):
         raise TypeError(f"margin: expected a Margin such as ms.arcface(0.5), came {type(margin).__name__}.")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(margin):
+        if callable(leaf) and not hasattr(leaf, "dtype"):
+            raise TypeError(
+                f"margin: expected functions that are part of the program, came {leaf!r} as "
+                f"`{jax.tree_util.keystr(path, simple=True, separator='.')}`. Wrap it in jax.tree_util.Partial."
+            )
     return margin

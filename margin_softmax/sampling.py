@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from margin_softmax import _checks, heads
+from margin_softmax._meshes import as_the_first, same_everywhere
 from margin_softmax.heads import Head
 from margin_softmax.sharded import Sharded
 
@@ -76,7 +77,7 @@ def sample_classes(
     """
     num_classes = int(_checks.static_number("num_classes", num_classes, at_least=1, whole=True))
     num_sampled = int(_checks.static_number("num_sampled", num_sampled, at_least=1, at_most=num_classes, whole=True))
-    labels = _checks.labels_of(labels, jnp.shape(labels)[0] if jnp.ndim(labels) else 0, num_classes)
+    labels = _checks.labels_of(labels, None, num_classes)
     shards = _shards(_checks.head(head))
     share = -(-num_classes // shards)
     _refuse_too_few(labels.shape[0], num_sampled, shards, share)
@@ -227,7 +228,7 @@ def _put_rows(weights, rows, classes, *, head):
 
     split = _split(head)
     placed = _placed(head, weights), _placed(head, rows), _placed(head, classes)
-    return on_shares(head, local, (split, split, split), split)(*placed)
+    return on_shares(head, local, (split, split, split), split, as_the_first)(*placed)
 
 
 IN_ORDER = {"indices_are_sorted": True, "unique_indices": True, "wrap_negative_indices": False}
@@ -277,10 +278,12 @@ def by_row(function: Callable, *trees: Any, head: Head) -> Any:
     return on_shares(head, local, (split,) * len(trees), split)(*(_placed(head, tree) for tree in trees))
 
 
-def on_shares(head: Head, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
+def on_shares(
+    head: Head, function: Callable, in_specs: Any, out_specs: Any, lie: Callable = same_everywhere
+) -> Callable:
     """`function(shard, ...)` on every device's share of the classes; on all of them where the head has them all."""
     if not isinstance(head, Sharded):
-        return functools.partial(function, 0)
+        return lie(functools.partial(function, 0))
 
     def local(*arguments):
         return function(jax.lax.axis_index(head.axis_name), *arguments)

@@ -30,6 +30,7 @@ class Sharded:
     def place(self, tree):
         """The same on every device: one gather of what was split over a data axis, and of its gradient one sum."""
         if self.is_inside():
+            self._refuse_unknown()
             for leaf in jax.tree.leaves(tree):
                 self._refuse_split(leaf)
             return tree
@@ -57,7 +58,9 @@ class Sharded:
         return _sharded(self, num_classes, logits, reduction, rows, self._padded(classes), labels)
 
     def _context(self) -> Mesh | AbstractMesh:
-        mesh = jax.sharding.get_abstract_mesh() if self.mesh is None else self.mesh
+        mesh = jax.sharding.get_abstract_mesh()
+        if self.mesh is not None and dict(self.mesh.shape) != dict(mesh.shape):
+            mesh = self.mesh
         missing = [axis for axis in self._axes() if axis not in mesh.axis_names]
         if missing:
             came = f"axes {mesh.axis_names}" if mesh.axis_names else "no mesh"
@@ -77,6 +80,13 @@ class Sharded:
     def is_inside(self) -> bool:
         """Whether the caller has mapped the axis already, in a `shard_map` of its own."""
         return set(self._axes()) <= set(jax.sharding.get_abstract_mesh().manual_axes)
+
+    def _refuse_unknown(self):
+        if not set(self._axes()) <= heads.varying(jax.lax.axis_index(self.axis_name)):
+            raise ValueError(
+                "axis_name: expected a `shard_map` that keeps track of what differs from device to device, came one "
+                "with `check_vma=False`, in which gradients would be silently wrong. Leave `check_vma` at True."
+            )
 
     def _refuse_split(self, leaf):
         split = set(self._axes()) & heads.varying(leaf)
@@ -199,28 +209,11 @@ def _sharded_bwd(head, num_classes, logits, residuals, total_bar):
         bars = heads.backward(
             head.inner.plan(rows, classes), logits, reduction, rows, classes, labels, shard, total, kept, total_bar
         )
-        return _summed_as(bars, (rows, classes))
+        return heads.summed_as(bars, (rows, classes))
 
     in_specs = (P(), P(), P(axis), P(), P(), P(axis), P())
     bars = head.over(local, in_specs, (P(), P(axis)))(reduction, rows, classes, labels, total, kept, total_bar)
     return jax.tree.map(jnp.zeros_like, reduction), *bars, None
-
-
-def _summed_as(bars, primals):
-    """Cotangents summed over the axes along which they differ from device to device and what they belong to does not.
-
-    That is the classes' axis for the examples; and the data axis for the classes, where the caller has mapped both.
-    """
-    leaves, structure = jax.tree.flatten(bars)
-    extra = [
-        tuple(sorted(heads.varying(bar) - heads.varying(primal)))
-        for bar, primal in zip(leaves, jax.tree.leaves(primals), strict=True)
-    ]
-    for axes in sorted(set(extra) - {()}):
-        chosen = [i for i, other in enumerate(extra) if other == axes]
-        for i, summed in zip(chosen, jax.lax.psum([leaves[i] for i in chosen], axes), strict=True):
-            leaves[i] = summed
-    return jax.tree.unflatten(structure, leaves)
 
 
 _sharded.defvjp(_sharded_fwd, _sharded_bwd)

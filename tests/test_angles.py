@@ -200,10 +200,10 @@ def test_inner_products_of_directions_have_the_slope_of_inner_products():
     x, w = pairs(5, np.float64)
     with jax.enable_x64(True):
         a, b = np.asarray(angles.unit(x)), np.asarray(angles.unit(w))
-        ones = np.ones(len(GRID))
-        np.testing.assert_allclose(angles.inner(a, b, ones), np.sum(a * b, axis=1), rtol=0, atol=1e-15)
-        np.testing.assert_array_equal(angles.inner(x, w, 2 * ones), angles.dot(x, w))
-        slopes = jax.grad(lambda a, b: angles.inner(a, b, ones).sum(), argnums=(0, 1))(a, b)
+        directions = np.ones(len(GRID), bool)
+        np.testing.assert_allclose(angles.inner(a, b, directions), np.sum(a * b, axis=1), rtol=0, atol=1e-15)
+        np.testing.assert_array_equal(angles.inner(x, w, ~directions), angles.dot(x, w))
+        slopes = jax.grad(lambda a, b: angles.inner(a, b, directions).sum(), argnums=(0, 1))(a, b)
         np.testing.assert_array_equal(slopes[0], b)
         np.testing.assert_array_equal(slopes[1], a)
 

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 import margin_softmax as ms
 import oracle
+from margin_softmax import reductions
 from table import MARGINS, examples, largest_row_error
 
 HEADS = {
@@ -167,6 +169,52 @@ def test_permuting_classes_permutes_nothing_else(head):
     np.testing.assert_allclose(again, losses, rtol=1e-5)
     np.testing.assert_allclose(x_bar_again, x_bar, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(w_bar_again[inverse], w_bar, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("head", SMALL)
+@pytest.mark.parametrize("length", [0.25, 0.5, 1.0, 2.0, 1024.0])
+def test_lengths_whose_product_is_one_are_no_directions(head, length):
+    """`|x| |w| = 1` does not say that either of them is 1."""
+    x, w, y = (
+        np.array([[length, 0.0]], np.float32),
+        np.array([[1 / length, 0.0], [0.0, 1.0]], np.float32),
+        np.zeros(1, int),
+    )
+    for margin in (ms.plain(), ms.l_softmax(1, blend=3.0), ms.virtual_softmax()):
+        assert ms.margin_logits(x, w, y, margin)[0, 0] == 1.0
+    loss, x_bar, w_bar, _ = value_and_gradients(x, w, y, ms.plain(), HEADS[head])
+    p = 1 / (1 + np.exp(-1.0))
+    np.testing.assert_allclose(loss, -np.log(p), rtol=1e-6)
+    np.testing.assert_allclose(x_bar, (p - 1) * w[:1] + (1 - p) * w[1:], rtol=1e-6)
+    np.testing.assert_allclose(w_bar, [(p - 1) * x[0], (1 - p) * x[0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "margin",
+    [ms.sphereface2(0.0), ms.unified_cross_entropy(0.0), ms.p2sgrad(), ms.sface(), ms.interclass_filter(ms.cosface())],
+)
+def test_what_is_no_softmax_over_all_classes_is_not_smoothed(margin):
+    """The term that smoothing adds to a cross-entropy would drive examples of other losses from their class."""
+    x, w, y = examples(6, 17, 4, 0.5, dtype=np.float32)
+    with pytest.raises(ValueError, match="label_smoothing: expected 0 with this margin"):
+        ms.margin_loss(x, w, y, margin, label_smoothing=0.1)
+    assert np.all(np.isfinite(ms.margin_loss(x, w, y, margin, label_smoothing=0.0)))
+
+
+@pytest.mark.parametrize("head", SMALL)
+def test_what_steers_a_reduction_is_not_one_per_example(head):
+    """Seven examples meet blocks of seven classes: a number for each of either would pass unseen."""
+    x, w, y = examples(7, 23, 4, 0.5, dtype=np.float32)
+    p2sgrad = ms.p2sgrad()
+    half_power = Partial(lambda z, power: jnp.abs(z) ** power / 2, power=jnp.float32(2.0))
+    margin = p2sgrad._replace(reduction=reductions.sum_of(half_power))
+    where = np.arange(7) < 3
+    for counted in (None, where):
+        np.testing.assert_allclose(
+            ms.margin_loss(x, w, y, margin, head=HEADS[head], where=counted),
+            ms.margin_loss(x, w, y, p2sgrad, head=HEADS[head], where=counted),
+            rtol=1e-5,
+        )
 
 
 @pytest.mark.parametrize("head", SMALL)
@@ -330,6 +378,17 @@ def test_nearest_class(head):
         wrong = np.where(np.arange(9) == 1, -1, np.where(np.arange(9) == 3, len(w), labels))
         _, cosine = ms.nearest_class(x, w, labels=wrong, head=HEADS[head])
         np.testing.assert_array_equal(np.isnan(np.asarray(cosine)), np.isin(np.arange(9), [1, 3]))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
+@pytest.mark.parametrize("head", SMALL)
+def test_nearest_other_class_takes_labels_of_any_integer_dtype(head, dtype):
+    x, w, y = examples(9, 23, 5, 0.5, dtype=np.float32)
+    index, _ = ms.nearest_class(x, w, labels=y.astype(dtype), head=HEADS[head])
+    cosines = np.array(ms.cosines(x, w))
+    cosines[np.arange(9), y] = -2
+    np.testing.assert_array_equal(index, cosines.argmax(axis=1))
+    assert index.dtype == jnp.int32
 
 
 def test_nearest_cosine_pulls_toward_the_class_that_won():

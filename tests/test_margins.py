@@ -1,5 +1,6 @@
 """Margins as values: their leaves and programs, their schedules, and their shape from angle 0 to pi."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -8,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 import margin_softmax as ms
+from margin_softmax.margins import softmax_loss
 from table import MARGINS, examples
 
 HEADS = {"dense": ms.dense(), "blockwise": ms.blockwise(7, memory=0)}
@@ -73,7 +76,9 @@ def test_the_leaves_are_the_hyper_parameters(name):
     case = CASES[name]
     expected = [1.0 / n for n in case.numbers] if name == "temperature" else list(case.numbers)
     expected += [1.0] * (name in WITHOUT_SCALE)
-    assert sorted(jax.tree.leaves(case.make(*case.numbers))) == sorted(expected)
+    leaves = jax.tree.leaves(case.make(*case.numbers))
+    assert sorted(leaves) == sorted(expected)
+    assert {type(leaf) for leaf in leaves} <= {float}
 
 
 def test_equal_constructors_have_equal_static_parts():
@@ -101,9 +106,7 @@ def test_a_margin_may_be_traced_stacked_and_differentiated(name):
     def logit(margin):
         return margin.scale * margin.target(own_at(jnp.array([0.3, 1.4, 2.9])))
 
-    # As float32 all along: a whole and a real multiple are two types, and so two programs, of anything in JAX.
-    margins = [case.make(*(np.float32(n) for n in numbers)) for numbers in (case.numbers, case.others)]
-    margins = [jax.tree.map(jnp.float32, margin) for margin in margins]
+    margins = [jax.tree.map(jnp.float32, case.make(*numbers)) for numbers in (case.numbers, case.others)]
     each = [logit(margin) for margin in margins]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *margins)
     sweep = jax.vmap(lambda m: m.scale * m.target(own_at(jnp.array([0.3, 1.4, 2.9]))))(stacked)
@@ -275,6 +278,24 @@ def test_the_slope_of_the_own_logit_is_bounded_from_zero_to_pi(name):
     middle = (angle > 0.05) & (angle < math.pi - 0.05)
     slope = np.abs(np.sin(case.m1 * angle + case.m2)) if name != "straight_through" else np.sin(angle)
     np.testing.assert_allclose(np.linalg.norm(gradient, axis=1)[middle], bound * slope[middle], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda margin: margin._replace(others=lambda products, own, target: products), "others"),
+        (lambda margin: margin._replace(target=functools.partial(margin.target)), "target"),
+        (lambda margin: margin._replace(loss=Partial(softmax_loss, math.cos)), r"loss\.\S+"),
+    ],
+)
+def test_a_function_that_is_not_part_of_the_program_is_refused(change, field):
+    """`jit` would call it no valid type."""
+    margin = change(ms.arcface())
+    for call in (lambda: ms.margin_loss(jnp.eye(2), jnp.eye(2), jnp.arange(2), margin), lambda: ms.focal(margin)):
+        with pytest.raises(TypeError, match=f"margin: .*as `{field}`. Wrap it in jax.tree_util.Partial"):
+            call()
+    fixed = ms.arcface()._replace(others=Partial(lambda products, own, target: products))
+    assert ms.margin_loss(jnp.eye(2), jnp.eye(2), jnp.arange(2), fixed).shape == (2,)
 
 
 def test_the_table_of_margins_holds_every_constructor():

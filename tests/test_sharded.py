@@ -246,6 +246,18 @@ def test_a_missing_mesh_or_axis_is_named():
         ms.margin_loss(x, w, y, ms.arcface(), head=ms.sharded("rows", mesh=mesh_of((2,))))
 
 
+def test_a_shard_map_without_bookkeeping_is_refused():
+    """There gradients would be silently wrong: JAX no longer knows what is the same on all devices."""
+    x, w, y = (jnp.asarray(a) for a in examples(8, 24, 5, 0.4, dtype=np.float32))
+
+    def local(x, w, y):
+        return ms.margin_loss(x, w, y, ms.arcface(), head=ms.sharded("classes"))
+
+    specs = {"in_specs": (P(), P("classes"), P()), "out_specs": P()}
+    with pytest.raises(ValueError, match="check_vma"):
+        jax.shard_map(local, mesh=mesh_of((4,)), **specs, check_vma=False)(x, w, y)
+
+
 def test_examples_that_differ_along_the_classes_are_refused():
     mesh = mesh_of((4,))
     x, w, y = (jnp.asarray(a) for a in examples(8, 24, 5, 0.4, dtype=np.float32))

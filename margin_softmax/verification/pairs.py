@@ -97,7 +97,7 @@ def _pair_cosines(features, pairs):
 
     def cosine(pair):
         a, b = angles.unit(features[pair].astype(dtype))
-        return angles.inner(a, b, jnp.ones((), dtype))
+        return angles.inner(a, b, jnp.ones((), bool))
 
     return jax.lax.map(cosine, pairs, batch_size=max(1, GATHERED // max(1, features.shape[1])))
 
