@@ -42,6 +42,7 @@ from margin_softmax.margins import (
 )
 from margin_softmax.one_vs_all import (
     p2sgrad,
+    sface,
     sphereface2,
     sphereface2_bias,
     unified_cross_entropy,
@@ -112,6 +113,7 @@ __all__ = [
     "unified_cross_entropy",
     "unified_cross_entropy_bias",
     "p2sgrad",
+    "sface",
     # from norms, chance, or learned
     "magface",
     "adaface",

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from margin_softmax import _checks, reductions
+from margin_softmax import _checks, angles, reductions
 from margin_softmax._checks import Numeric
-from margin_softmax.margins import Margin, softmax
+from margin_softmax.margins import Margin, own_product, softmax
 
 
 def sphereface2(
@@ -60,16 +60,15 @@ def sphereface2(
       Array([0.4831], dtype=float32)
     """
     margin = _of_kind(kind, margin)
-    _checks.number("t", t, at_least=1.0)
-    _checks.number("bias", bias)
-    _checks.number("balance", balance, at_least=0.0, at_most=1.0)
-    _checks.number("scale", scale, above=0.0)
+    bias, t = _checks.number("bias", bias), _checks.number("t", t, at_least=1.0)
+    balance, scale = _checks.number("balance", balance, at_least=0.0, at_most=1.0), _checks.scale_of(scale)
     target = {"C": _spread_cosine, "A": _spread_sum, "M": _spread_multiple}[kind]
     base = softmax(Partial(target, margin=margin, t=t, bias=bias / scale), scale=scale)
     return base._replace(
         others=Partial(_spread_others, margin=margin if kind == "C" else 0.0, t=t, bias=bias / scale),
         reduction=reductions.sum_of(jax.nn.softplus),
         loss=Partial(_binary_loss, own_weight=balance / scale, others_weight=(1.0 - balance) / scale),
+        smoothing=None,
     )
 
 
@@ -201,15 +200,14 @@ def unified_cross_entropy(
       >>> ms.margin_loss(x, w, y, ms.unified_cross_entropy(b, margin=0.1, scale=8.0))
       Array([2.028], dtype=float32)
     """
-    _checks.number("bias", bias)
-    _checks.number("margin", margin, at_least=0.0, at_most=2.0, hint="It is a difference of cosines.")
-    _checks.number("balance", balance, at_least=0.0)
-    _checks.number("scale", scale, above=0.0)
+    bias, margin = _checks.number("bias", bias), _checks.cosine_margin("margin", margin)
+    balance, scale = _checks.number("balance", balance, at_least=0.0), _checks.scale_of(scale)
     base = softmax(Partial(_above_threshold, margin=margin, threshold=bias / scale), scale=scale)
     return base._replace(
         others=Partial(_others_above_threshold, threshold=bias / scale),
         reduction=reductions.sum_of(jax.nn.softplus),
         loss=Partial(_binary_loss, own_weight=1.0, others_weight=balance),
+        smoothing=None,
     )
 
 
@@ -267,13 +265,9 @@ def p2sgrad() -> Margin:
       >>> ms.margin_loss(jnp.array([[0.6, 0.8]]), jnp.eye(2), jnp.array([1]), ms.p2sgrad())
       Array([0.2], dtype=float32)
     """
-    return softmax(Partial(_cosine))._replace(
-        reduction=reductions.sum_of(_half_square), loss=Partial(_squared_distance)
+    return softmax(Partial(own_product))._replace(
+        reduction=reductions.sum_of(_half_square), loss=Partial(_squared_distance), smoothing=None
     )
-
-
-def _cosine(own):
-    return own.product
 
 
 def _half_square(z):
@@ -283,3 +277,60 @@ def _half_square(z):
 def _squared_distance(target, total, own):
     del own
     return _half_square(1.0 - target) + total
+
+
+def sface(scale: Numeric = 64.0, *, steepness: Numeric = 80.0, near: Numeric = 0.8, far: Numeric = 1.23) -> Margin:
+    """SFace: pulls the own class as long as it is not near, and pushes the others as long as they are not far.
+
+        loss = -s r_y c_y + s sum_j r_j c_j,   r_y = sigmoid(k (theta_y - a)),   r_j = sigmoid(k (b - theta_j))
+
+        dloss/dc_y = -s r_y,   dloss/dc_j = s r_j
+
+    The weights r are constants for differentiation, as in the paper: they are what the gradient is designed by, and the
+    loss, which may be negative, says little. An example whose label is wrong stays within angle b of other classes and
+    is not forced to the angle 0, so less of the noise is learned.
+
+    Args:
+      scale: s > 0; a number or `[B]`, may be traced.
+      steepness: k > 0, per radian; a number or `[B]`, may be traced.
+      near: a, the angle to the own class at which its pull is halved, in radians, 0 to pi; a number or `[B]`.
+      far: b, the angle to another class at which its push is halved, in radians, 0 to pi; a number or `[B]`.
+
+    Returns:
+      A `Margin`.
+
+    Raises:
+      ValueError: an argument is out of range (an angle above pi is taken for degrees).
+
+    References:
+      Zhong et al., SFace: Sigmoid-Constrained Hypersphere Loss for Robust Face Recognition, IEEE TIP 2021, and its
+      code, whose defaults these are.
+
+    Example:
+      >>> x, w, y = jnp.array([[0.6, 0.8]]), jnp.eye(2), jnp.array([1])
+      >>> ms.margin_loss(x, w, y, ms.sface(10.0, steepness=5.0))
+      Array([2.4072], dtype=float32)
+    """
+    steepness, scale = _checks.number("steepness", steepness, above=0.0), _checks.scale_of(scale)
+    near, far = _checks.angle_margin("near", near), _checks.angle_margin("far", far)
+    base = softmax(Partial(_pulled, steepness=steepness, near=near), scale=scale)
+    return base._replace(
+        others=Partial(_pushed, steepness=steepness, far=far),
+        reduction=reductions.linear_sum(),
+        loss=Partial(_less_own),
+        smoothing=None,
+    )
+
+
+def _pulled(own, *, steepness, near):
+    return own.product * jax.lax.stop_gradient(jax.nn.sigmoid(steepness * (own.angle - near)))
+
+
+def _pushed(products, own, target, *, steepness, far):
+    del own, target
+    return products * jax.lax.stop_gradient(jax.nn.sigmoid(steepness * (far - angles.arc_cosine(products))))
+
+
+def _less_own(target, total, own):
+    del own
+    return total - target

@@ -285,6 +285,16 @@ FIELD = {
         lambda v: v.own,
         parts=lambda: (lambda z: (1 - z) ** 2 / 2, lambda z: z**2 / 2),
     ),
+    # A rounding of an angle weighs k = 80 times in the weight, and one of a cosine is 1 / sin of it in the angle.
+    "sface": Field(
+        lambda s: ms.sface(s),
+        (64.0,),
+        lambda v, s: v.own * fixed(1 / (1 + np.exp(80 * (0.8 - _theta(v.own))))),
+        lambda v, s: v.c * fixed(1 / (1 + np.exp(80 * (_theta(v.c) - 1.23)))),
+        scale=lambda s: s,
+        parts=lambda s: (lambda z: -z, lambda z: z),
+        steep=2.0,
+    ),
     "magface": Field(
         lambda s, weight: ms.magface(s, norms=(10.0, 60.0), regularizer=weight, checked=False),
         (64.0, 35.0),

@@ -54,6 +54,24 @@ def test_p2sgrad_is_the_gradient_it_is_named_for():
     np.testing.assert_allclose(by_x, g - (g @ a) * a, rtol=1e-5)
 
 
+def test_sface_pulls_what_is_not_near_and_pushes_what_is_not_far():
+    """Its gradients of cosines: none for an own class within a and for others beyond b, and s for the rest."""
+    angles = jnp.array([0.3, 1.0, 1.5, 0.9])
+    w = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
+    x = jnp.array([[1.0, 0.0]])
+
+    def pull_of_each_class(y):
+        return jax.vmap(lambda row, d: row @ d)(jax.grad(loss)(w, y), jnp.stack([-w[:, 1], w[:, 0]], axis=1))
+
+    def loss(w, y):
+        return ms.margin_loss(x, w, y, ms.sface(10.0))[0]
+
+    # By the angle, dloss/dtheta = -sin(theta) dloss/dc.
+    near, not_near = (pull_of_each_class(jnp.array([label])) / -jnp.sin(angles) for label in (0, 1))
+    np.testing.assert_allclose(near, [0.0, 10.0, 0.0, 10.0], atol=1e-5)
+    np.testing.assert_allclose(not_near, [10.0, -10.0, 0.0, 10.0], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -67,6 +85,10 @@ def test_p2sgrad_is_the_gradient_it_is_named_for():
         (lambda: ms.sphereface2_bias(10, balance=1.0), "balance: "),
         (lambda: ms.unified_cross_entropy(0.0, -0.1), "margin: "),
         (lambda: ms.unified_cross_entropy_bias(10, rate=0.0), "rate: "),
+        (lambda: ms.sface(0.0), "scale: "),
+        (lambda: ms.sface(steepness=0.0), "steepness: "),
+        (lambda: ms.sface(near=45.0), "near: .*degrees"),
+        (lambda: ms.sface(far=-0.1), "far: "),
     ],
 )
 def test_numbers_out_of_range_are_refused(make, words):
