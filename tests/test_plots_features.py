@@ -66,13 +66,56 @@ def test_normalised_features_lie_on_the_circle_with_their_histogram_outside():
         )
 
 
-def test_curves_and_classes_do_not_differ_by_colour_alone():
-    styles = _drawing.styles(range(32))
-    assert len(set(styles)) == 32
+def colours_of(artists):
+    return {colors.to_hex(artist.get_facecolor()) for artist in artists}
+
+
+def test_ten_classes_have_ten_colours_on_the_circle_and_outside():
+    ax = plots.circle(*made_up_features(10), normalised=True)
+    assert len(colours_of(ax.collections)) == 10
+    *bars, _ = ax.patches
+    assert colours_of(bars) == colours_of(ax.collections)
+    assert [bar.get_hatch() for bar in bars] == [None] * 10
+
+
+def test_more_classes_and_more_curves_do_not_differ_by_colour_alone():
+    styles = _drawing.styles(range(40))
+    assert len(set(styles)) == 40
     assert len({stroke for _, stroke in styles[:4]}) == 4
-    ax = plots.circle(*made_up_features(10))
-    looks = {(colors.to_hex(p.get_facecolor()[0]), p.get_paths()[0].vertices.tobytes()) for p in ax.collections}
-    assert len(looks) == 10
+    ax = plots.circle(*made_up_features(40), normalised=True)
+    shapes = [(colors.to_hex(p.get_facecolor()[0]), p.get_paths()[0].vertices.tobytes()) for p in ax.collections]
+    *bars, _ = ax.patches
+    hatched = [(colors.to_hex(bar.get_facecolor()), bar.get_hatch()) for bar in bars]
+    assert len(set(shapes)) == len(set(hatched)) == 40
+    assert all(points.get_sizes() >= drawn.SEEN_AS_SHAPE for points in ax.collections)
+
+
+# Of linear RGB. Machado, Oliveira, Fernandes, A Physiologically-based Model for Simulation of Color Vision Deficiency,
+# IEEE Transactions on Visualization and Computer Graphics 2009.
+VISION = {
+    "all cones": np.eye(3),
+    "no L": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "no M": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "no S": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+XYZ = np.array([[0.412456, 0.357576, 0.180438], [0.212673, 0.715152, 0.072175], [0.019334, 0.119192, 0.950304]])
+
+
+def cielab(linear):
+    t = linear @ XYZ.T / XYZ.sum(axis=1)
+    f = np.where(t > (6 / 29) ** 3, np.cbrt(t), t / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_two_more_colours_are_farther_from_all_than_some_of_okabe_and_ito_from_each_other(vision):
+    tones = colors.to_rgba_array(_drawing.COLOURS)[:, :3]
+    linear = np.where(tones <= 0.04045, tones / 12.92, ((tones + 0.055) / 1.055) ** 2.4)
+    seen = cielab(np.clip(linear @ np.transpose(VISION[vision]), 0, 1))
+    apart = np.linalg.norm(seen[:, None] - seen, axis=-1) + 1000 * np.eye(10)
+    assert apart[8:].min() > 1.3 * apart[:8, :8].min()
+    lightness = seen[:, 0]
+    assert np.abs(lightness[8:, None] - lightness[:8]).min() > 13
 
 
 def test_angles_are_drawn_in_degrees_with_their_bands():

@@ -1,6 +1,8 @@
 """Rates of error: against scikit-learn, against their definitions written out, and what is refused."""
 
+import inspect
 import itertools
+import re
 from fractions import Fraction
 
 import jax
@@ -51,6 +53,11 @@ METRICS = {
     "d_prime": mv.d_prime,
 }
 """Those that take scores or counts."""
+
+
+@pytest.mark.parametrize("name", [*METRICS, "kfold_accuracy"])
+def test_every_rate_states_its_formula(name):
+    assert re.match(r"[^\n]+\n\n    \S", inspect.getdoc(getattr(mv, name)))
 
 
 def each_case(test):
@@ -177,6 +184,28 @@ def test_far_may_have_any_shape():
         for interpolation in ("strict", "nearest"):
             assert np.shape(mv.tar_at_far(scores, same, far, interpolation=interpolation)) == np.shape(far)
     np.testing.assert_array_equal(mv.tar_at_far(scores, same, [[0.3, 0.3]]), [[one, one]])
+
+
+@pytest.mark.parametrize("metric", [mv.tar_at_far, mv.threshold_at_far])
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float32])
+def test_a_narrow_far_stands_for_the_decimal_that_was_meant(metric, dtype):
+    """Of 100 impostor pairs 3 are 0.03, and float32's 0.03 is below it."""
+    scores, same = -np.arange(110.0), np.arange(110) % 11 == 0
+    hundredths = np.arange(1, 101) / 100
+    expected = metric(scores, same, hundredths)
+    assert len(set(expected)) >= 10
+    narrow = hundredths.astype(dtype)
+    for far in (narrow, list(narrow), jnp.asarray(narrow)):
+        np.testing.assert_array_equal(metric(scores, same, far), expected)
+    assert [metric(scores, same, far) for far in narrow] == expected.tolist()
+    assert metric(scores, same, jnp.float32(0.0)) == metric(scores, same, 0)
+
+
+def test_a_narrow_far_that_is_larger_than_its_decimal_stays_what_it_is():
+    """2**-20 is written as 9.536743e-07, which is less."""
+    counts = mv.Counts(-np.arange(2.0**20), (np.arange(2**20) == 2**19).astype(int), np.ones(2**20, int))
+    for accepted in (1, 3, 2**19 - 1):
+        assert mv.threshold_at_far(counts, far=np.float32(accepted / 2**20)) == 1 - accepted
 
 
 def test_no_false_accept_at_all():

@@ -1,11 +1,15 @@
 """Mirror images and template pooling against their definitions, and what is refused."""
 
+import doctest
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.preprocessing import normalize
 
+import margin_softmax as ms
 from margin_softmax.verification import templates as pooling
 
 PLANE = np.random.default_rng(0).normal(size=(4 * 6 * 3, 5)).astype(np.float32)
@@ -72,6 +76,16 @@ def test_a_video_counts_as_one_photograph():
     np.testing.assert_allclose(got.features, [[0.6, 0.8]], rtol=1e-7)
 
 
+@pytest.mark.parametrize(("size", "weight"), [(1e30, 1e10), (1e-30, 1e-30), (1e38, 1.0)])
+def test_products_with_weights_are_those_of_float64(size, weight):
+    """Here float32 has no room for them."""
+    features, media, templates, weights = pictures_of(30)
+    features /= 1000
+    got = pooling.pool_templates(np.float32(size) * features, media, templates, weights=weight * weights)
+    expected = pooled_by_definition(features, media, templates, weights)
+    np.testing.assert_allclose(got.features, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_order_of_pictures_and_one_template_per_picture():
     features, media, templates, weights = pictures_of()
     order = np.random.default_rng(3).permutation(len(media))
@@ -92,6 +106,16 @@ def test_rows_of_templates():
         got.rows(np.array([3, -6]))
     with pytest.raises(TypeError, match="ids: expected integers, came float64"):
         got.rows(np.array([3.0]))
+    with pytest.raises(TypeError, match=r"ids: .*outside jit"):
+        jax.jit(got.rows)(np.array([3]))
+
+
+def test_the_rows_of_templates_are_documented_as_functions_are():
+    text = inspect.getdoc(pooling.Templates.rows)
+    assert all(f"\n{section}:\n" in text for section in ("Args", "Returns", "Raises", "Example"))
+    names = {"ms": ms, "np": np}
+    (example,) = doctest.DocTestFinder().find(pooling.Templates.rows, "rows", globs=names)
+    assert doctest.DocTestRunner().run(example) == (0, 2)
 
 
 X, MEDIA, TEMPLATES, WEIGHTS = pictures_of(6)
@@ -115,6 +139,11 @@ WRONG = {
     "no weight": (lambda: pool(weights=0 * WEIGHTS), ValueError, "add up to zero"),
     "rounding": (lambda: pool(np.array([[0.1], [0.2], [-0.3]]), np.arange(3), np.zeros(3, int), None), ValueError,
                  "template 0 add up to zero"),
+    "long": (lambda: pool(np.array([[1e200], [1.0]]), np.arange(2), np.array([7, 8]), None), ValueError,
+             "features: those of template 7, .* too long for float64. 1 of 2 templates are so. Divide"),
+    "long in all": (lambda: pool(np.full((2, 1), 1e154), np.arange(2), np.zeros(2, int), None), ValueError, "too long"),
+    "long by weight": (lambda: pool(np.full((1, 2), 1e300), np.zeros(1, int), np.zeros(1, int), np.array([1e10])),
+                       ValueError, "features: those of template 0, times their weights, are too long"),
     "NaN": (lambda: pool(np.where(np.arange(6)[:, None] == 4, np.nan, X)), ValueError,
             "features: row 4 .*not finite.* 1 of 6"),
     "no pictures": (lambda: pool(X[:0], MEDIA[:0], TEMPLATES[:0]), ValueError, "features: .*at least one row"),

@@ -2,8 +2,8 @@
 
 Every function takes data first and an optional Matplotlib `ax`, draws, and returns the axes. Without `ax` it makes a
 figure of its own through `pyplot`, so a notebook shows it; closing and saving it, `ax.figure.savefig(path)`, is the
-caller's. Colours are those of Okabe and Ito, which stay apart for every kind of colour vision; lines differ in their
-strokes too. Matplotlib is imported when the first picture is drawn, not before.
+caller's. Colours are the eight of Okabe and Ito and two more, which stay apart for every kind of colour vision; lines
+differ in their strokes too. Matplotlib is imported when the first picture is drawn, not before.
 
 - `margins`: target logits, their slopes, and decision boundaries.
 - `scores`: ROC, DET, and histograms of genuine and impostor pairs.

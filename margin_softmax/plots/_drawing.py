@@ -17,9 +17,15 @@ from margin_softmax.verification import _inputs
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442"
+# Those of Okabe and Ito, and two for the ten digits: dark blue and dark brown lie between black and the others in
+# lightness, and of all pairs none of these is among the nearest, in any kind of colour vision.
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442"),
+    *("#000099", "#772200"),
+)
 STROKES = "-", "--", "-.", (0, (1, 1))
 MARKERS = "o", "^", "s", "D"
+HATCHES = None, "//////", "......", "xxxxxx"
 GREY = "#777777"
 SMALL = 9
 
@@ -56,9 +62,15 @@ def finite(name: str, values: Any, expected: Sequence[int | None], letters: str,
 
 
 def styles(curves: Iterable[Any]) -> list[tuple[str, Any]]:
-    """A colour and a stroke for each; of 32 no two are alike."""
+    """A colour and a stroke for each; of 40 no two are alike."""
     one_round = len(COLOURS)
     return [(COLOURS[i % one_round], STROKES[(i + i // one_round) % len(STROKES)]) for i, _ in enumerate(curves)]
+
+
+def look(k: int) -> tuple[str, str, str | None]:
+    """The colour of a class, the marker of its points and the hatching of its areas; of 40 no two are alike."""
+    one_round, place = divmod(k, len(COLOURS))
+    return COLOURS[place], MARKERS[one_round % len(MARKERS)], HATCHES[one_round % len(HATCHES)]
 
 
 def axes_of(ax: Axes | None, size: tuple[float, float]) -> Axes:

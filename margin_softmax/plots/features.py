@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CIRCLE_BINS = 180
+SEEN_AS_DOT, SEEN_AS_SHAPE = 2, 16
+"""Smallest areas of markers, in square points."""
 TALLEST = 0.45
 
 
@@ -28,10 +30,13 @@ def circle(
     names: Sequence[str] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Features of two dimensions, a colour for each class, with the directions of the class weights.
+    """Features of two dimensions by class, with the directions of the class weights.
 
     Normalised they lie on the unit circle, one above the other; so outside it stands each class's histogram of angles,
     in steps of 2 degrees. The highest bar is equally high in every picture: heights compare within one, widths between.
+
+    There are ten colours. From the eleventh class on they come again, with larger points of other shapes and hatched
+    bars: of 40 classes no two look alike.
 
     Args:
       features: `[N, 2]` real, N >= 1.
@@ -47,6 +52,7 @@ def circle(
     Raises:
       TypeError: features are not real, or labels are not integers.
       ValueError: a shape is wrong, a number is not finite, a label names no class, or a direction is asked of zeros.
+      ImportError: `ax` is None, and Matplotlib is not installed.
 
     References:
       Liu et al., Large-Margin Softmax Loss for Convolutional Neural Networks, ICML 2016, figure 2.
@@ -96,12 +102,10 @@ def _circle_arguments(features, labels, weights, names):
 
 
 def _draw_points(ax, features, labels):
-    size = np.clip(2e4 / len(features), 2, 10)
+    several_shapes = labels.max() >= len(_drawing.COLOURS)
+    size = max(min(2e4 / len(features), 10), SEEN_AS_SHAPE if several_shapes else SEEN_AS_DOT)
     for k in np.unique(labels):
-        colour, marker = (
-            _drawing.COLOURS[k % len(_drawing.COLOURS)],
-            _drawing.MARKERS[k // len(_drawing.COLOURS) % len(_drawing.MARKERS)],
-        )
+        colour, marker, _ = _drawing.look(k)
         ax.scatter(*features[labels == k].T, s=size, color=colour, marker=marker, linewidths=0, alpha=0.6)
 
 
@@ -122,8 +126,9 @@ def _bars_outside(ax, directions, labels):
     turn = np.repeat(edges, 2)
     for k, count in counts.items():
         outer = 1 + np.concatenate([[0], np.repeat(TALLEST * count / highest, 2), [0]])
-        colour = _drawing.COLOURS[k % len(_drawing.COLOURS)]
-        ax.fill(outer * np.cos(turn), outer * np.sin(turn), color=colour, alpha=0.7, linewidth=0, zorder=0.5)
+        colour, _, hatch = _drawing.look(k)
+        bar = {"facecolor": colour, "hatch": hatch, "edgecolor": "white"}
+        ax.fill(outer * np.cos(turn), outer * np.sin(turn), **bar, alpha=0.7, linewidth=0, zorder=0.5)
     ax.fill(np.cos(edges), np.sin(edges), color="white", linewidth=0, zorder=0.6)
 
 
@@ -158,6 +163,7 @@ def angle_statistics(
       TypeError: an argument holds no real numbers, or is no mapping.
       ValueError: a shape is wrong, a number is not finite, an angle lies outside [0, pi], steps do not rise, or a band
         has no line or lies upside down.
+      ImportError: `ax` is None, and Matplotlib is not installed.
 
     Example:
       >>> from matplotlib import pyplot as plt
@@ -218,6 +224,7 @@ def loss_curve(values: ArrayLike, *, window: int | None = None, ax: Axes | None 
     Raises:
       TypeError: the values are not real.
       ValueError: a shape is wrong, a loss is not finite, or `window` is out of range.
+      ImportError: `ax` is None, and Matplotlib is not installed.
 
     Example:
       >>> from matplotlib import pyplot as plt

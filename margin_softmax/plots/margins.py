@@ -37,6 +37,7 @@ def target_logits(margins: Mapping[str, Margin], *, norm: Numeric = 1.0, ax: Axe
     Raises:
       TypeError: `margins` is no mapping of margins.
       ValueError: it is empty, a scale is not one number, or `norm` is not positive.
+      ImportError: `ax` is None, and Matplotlib is not installed.
 
     References:
       Deng, Guo, Xue, Zafeiriou, ArcFace: Additive Angular Margin Loss for Deep Face Recognition, CVPR 2019, figure 4.
@@ -72,6 +73,7 @@ def target_slopes(margins: Mapping[str, Margin], *, norm: Numeric = 1.0, ax: Axe
     Raises:
       TypeError: `margins` is no mapping of margins.
       ValueError: it is empty, a scale is not one number, or `norm` is not positive.
+      ImportError: `ax` is None, and Matplotlib is not installed.
 
     Example:
       >>> from matplotlib import pyplot as plt
@@ -103,6 +105,7 @@ def decision_boundaries(margins: Mapping[str, Margin], *, norm: Numeric = 1.0, a
     Raises:
       TypeError: `margins` is no mapping of margins.
       ValueError: it is empty, or `norm` is not positive.
+      ImportError: `ax` is None, and Matplotlib is not installed.
 
     References:
       Deng, Guo, Xue, Zafeiriou, ArcFace: Additive Angular Margin Loss for Deep Face Recognition, CVPR 2019, figure 5.

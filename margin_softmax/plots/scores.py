@@ -37,6 +37,7 @@ def roc(curves: Mapping[str, PairScores], *, ax: Axes | None = None) -> Axes:
     Raises:
       TypeError: `curves` is no mapping, or a curve is not of that kind.
       ValueError: it is empty, or `verification.roc` refuses its scores.
+      ImportError: `ax` is None, and Matplotlib is not installed.
 
     Example:
       >>> from matplotlib import pyplot as plt
@@ -73,6 +74,7 @@ def det(curves: Mapping[str, PairScores], *, ax: Axes | None = None) -> Axes:
     Raises:
       TypeError: `curves` is no mapping, or a curve is not of that kind.
       ValueError: it is empty, or `verification.det` refuses its scores.
+      ImportError: `ax` is None, and Matplotlib is not installed.
 
     References:
       Martin, Doddington, Kamm, Ordowski, Przybocki, The DET Curve in Assessment of Detection Task Performance,
@@ -120,6 +122,7 @@ def score_histogram(
       TypeError: scores are not real or `same` is not boolean.
       ValueError: shapes differ, a score is not finite, one of the two kinds is missing, all scores of each kind are
         equal, or `bins` is not a whole number >= 2.
+      ImportError: `ax` is None, and Matplotlib is not installed.
 
     Example:
       >>> from matplotlib import pyplot as plt

@@ -45,6 +45,7 @@ def worst_false_accepts(
       TypeError: an argument has the wrong dtype.
       ValueError: a shape is wrong, an index names no picture, a tone is out of range, or the scores are refused by
         `verification.count`.
+      ImportError: `ax` is None, and Matplotlib is not installed.
 
     Example:
       >>> from matplotlib import pyplot as plt
@@ -86,6 +87,7 @@ def worst_false_rejects(
       TypeError: an argument has the wrong dtype.
       ValueError: a shape is wrong, an index names no picture, a tone is out of range, or the scores are refused by
         `verification.count`.
+      ImportError: `ax` is None, and Matplotlib is not installed.
 
     Example:
       >>> from matplotlib import pyplot as plt

@@ -115,6 +115,9 @@ def count(scores: ArrayLike, same: ArrayLike) -> Counts:
 def roc(scores: ArrayLike | Counts, same: ArrayLike | None = None) -> Roc:
     """Receiver operating characteristic: both rates at every threshold that makes a difference.
 
+        far(t) = #{different, score >= t} / #different
+        tar(t) = #{same, score >= t} / #same
+
     It begins where nothing is accepted, at (0, 0) with threshold +inf, and has one point for each distinct score, from
     the strictest on. No point on a straight line is left out.
 
@@ -145,6 +148,9 @@ def roc(scores: ArrayLike | Counts, same: ArrayLike | None = None) -> Roc:
 
 def det(scores: ArrayLike | Counts, same: ArrayLike | None = None) -> Det:
     """Detection error trade-off: FAR and FRR at every threshold that makes a difference.
+
+        far(t) = #{different, score >= t} / #different
+        frr(t) = #{same, score < t} / #same
 
     The points are those of `roc`, the two ends included; on normal-deviate axes these lie at infinity.
 
@@ -207,6 +213,10 @@ def auc(scores: ArrayLike | Counts, same: ArrayLike | None = None) -> float:
 def eer(scores: ArrayLike | Counts, same: ArrayLike | None = None) -> float:
     """Equal error rate: FAR where it equals FRR, on the ROC joined by straight lines.
 
+        eer = far + a (far' - far),   a = (frr - far) / ((frr - far) + (far' - frr'))
+
+    far and frr are the rates at the last threshold with far < frr, far' and frr' those at the next one.
+
     Args:
       scores: `[N]` real, higher means more alike; or `Counts`.
       same: `[N]` booleans, whether the two are of one person; none with `Counts`.
@@ -231,6 +241,8 @@ def eer(scores: ArrayLike | Counts, same: ArrayLike | None = None) -> float:
 
 def threshold_at_eer(scores: ArrayLike | Counts, same: ArrayLike | None = None) -> float:
     """The score at which, taken as the threshold, FAR and FRR are nearest to each other.
+
+        the score t for which |far(t) - frr(t)| is least
 
     Args:
       scores: `[N]` real, higher means more alike; or `Counts`.
@@ -278,6 +290,9 @@ def tar_at_far(
 ) -> float | np.ndarray:
     """Share of genuine pairs accepted where at most a given share of impostor pairs is.
 
+        strict:   max of tar(t) over the thresholds t with far(t) <= far
+        nearest:  tar(t) at the corner t of the ROC for which |far(t) - far| is least
+
     `"strict"` takes the threshold with the largest FAR that is not above `far`; of several the one with the largest
     TAR. It never claims a FAR that the scores do not keep.
 
@@ -290,7 +305,9 @@ def tar_at_far(
       scores: `[N]` real, higher means more alike; or `Counts`.
       same: `[N]` booleans, whether the two are of one person; none with `Counts`.
       far: one number or an array of them, in [0, 1]. 0 is no false accept at all; between 0 and 1 / (number of
-        impostor pairs) nothing can be measured. Must be given, with `Counts` by keyword.
+        impostor pairs) nothing can be measured. A number narrower than float64 stands for the shortest decimal that is
+        rounded to it, if that is larger: float32's 0.03, which is 0.0299999993, for 0.03. Must be given, with `Counts`
+        by keyword.
       interpolation: `"strict"` or `"nearest"`.
 
     Returns:
@@ -298,8 +315,12 @@ def tar_at_far(
 
     Raises:
       TypeError: scores or `far` are not real or `same` is not boolean, or they are traced.
-      ValueError: shapes differ, a score is not finite, there is no genuine or no impostor pair, or `far` is out of
-        range or too small for so few impostor pairs.
+      ValueError: shapes differ, a score is not finite, there is no genuine or no impostor pair, `far` is out of range
+        or too small for so few impostor pairs, or `interpolation` is another word.
+
+    References:
+      Whitelam et al., IARPA Janus Benchmark-B Face Dataset, CVPR Workshops 2017.
+      Maze et al., IARPA Janus Benchmark - C: Face Dataset and Protocol, ICB 2018.
 
     Example:
       >>> scores, same = [0.9, 0.8, 0.7, 0.6, 0.5], [True, True, False, True, False]
@@ -321,6 +342,9 @@ def threshold_at_far(
 ) -> float | np.ndarray:
     """The threshold at which `tar_at_far` is measured: the lowest score that keeps a given FAR.
 
+        strict:   min of the scores t with far(t) <= far, or +inf
+        nearest:  the corner t of the ROC for which |far(t) - far| is least
+
     Args:
       scores: `[N]` real, higher means more alike; or `Counts`.
       same: `[N]` booleans, whether the two are of one person; none with `Counts`.
@@ -333,8 +357,8 @@ def threshold_at_far(
 
     Raises:
       TypeError: scores or `far` are not real or `same` is not boolean, or they are traced.
-      ValueError: shapes differ, a score is not finite, there is no genuine or no impostor pair, or `far` is out of
-        range or too small for so few impostor pairs.
+      ValueError: shapes differ, a score is not finite, there is no genuine or no impostor pair, `far` is out of range
+        or too small for so few impostor pairs, or `interpolation` is another word.
 
     Example:
       >>> ms.verification.threshold_at_far([0.9, 0.8, 0.7, 0.6], [True, False, True, False], 0.5)
@@ -360,7 +384,9 @@ def _points_at_far(scores, same, far, interpolation: str) -> tuple[np.ndarray, R
 
 def _targets(far, impostors: int) -> np.ndarray:
     far = np.asarray(far) if isinstance(far, list | tuple) else far
-    targets = np.asarray(_checks.number("far", far, at_least=0.0, at_most=1.0)).astype(np.float64)
+    _checks.number("far", far, at_least=0.0, at_most=1.0)
+    came = _inputs.on_host("far", far)
+    targets = np.array([_meant(number) for number in came.reshape(-1)], np.float64).reshape(came.shape)
     small = targets[(targets > 0) & (targets < 1 / impostors)]
     if small.size:
         raise ValueError(
@@ -368,6 +394,18 @@ def _targets(far, impostors: int) -> np.ndarray:
             f"{1 / impostors!r} of them. Ask for that or more, for 0 (no false accept at all), or bring more pairs."
         )
     return targets
+
+
+def _meant(number: np.generic) -> float:
+    """The shortest decimal that is rounded to this number in its dtype, or the number itself if that is larger.
+
+    Where the number lies a little below the decimal, the FAR that was meant would be above it.
+    """
+    exact = float(number)
+    if number.dtype.kind in "iu" or number.dtype.itemsize >= 8:
+        return exact
+    decimals = (float(f"{exact:.{digits}g}") for digits in range(1, 18))
+    return max(exact, next(d for d in decimals if np.asarray(d).astype(number.dtype) == number))
 
 
 def _corners(counts: Counts) -> np.ndarray:
@@ -429,6 +467,8 @@ def min_dcf(
 def best_accuracy(scores: ArrayLike | Counts, same: ArrayLike | None = None) -> BestAccuracy:
     """Largest share of right decisions, and its threshold, chosen on the very pairs that it is measured on.
 
+        accuracy = max over thresholds t of (#{same, score >= t} + #{different, score < t}) / N
+
     That is optimistic: to report an accuracy use `kfold_accuracy`. The threshold lies midway between the lowest score
     accepted and the next one below, which it must reject; it is +inf where all are rejected, and the lowest score where
     all are accepted. Of equally good thresholds it is the strictest. With counts by bins, where a score is the lower
@@ -459,6 +499,10 @@ def kfold_accuracy(
 ) -> KFoldAccuracy:
     """Accuracy by the protocol of LFW: each fold is decided with the threshold that is best on all the others.
 
+        t_k = the threshold of `best_accuracy` on the pairs outside of fold k
+        accuracy_k = (#{same, score >= t_k} + #{different, score < t_k}) / #fold k,   both counted in fold k
+        mean = (accuracy_1 + ... + accuracy_K) / K
+
     Thresholds are exact, as in `best_accuracy`. The usual scripts try 400 squared distances of unit vectors instead,
     which for cosines are `grid=1 - np.arange(0, 4, 0.01) / 2`; results may then differ in the fourth digit. They accept
     distances below a threshold, and here scores equal to one are accepted too. Of equally good thresholds the strictest
@@ -475,7 +519,8 @@ def kfold_accuracy(
       `KFoldAccuracy`, folds in the order of their numbers.
 
     Raises:
-      TypeError: scores or `grid` are not real, `same` is not boolean or `folds` not of integers, or they are traced.
+      TypeError: scores or `grid` are not real, `same` is not boolean or `folds` not of integers, they are traced, or
+        `Counts` came for scores, which no longer say which fold a pair is of.
       ValueError: shapes differ, a score is not finite, there are fewer than two folds or more than pairs, or the others
         of a fold hold no genuine or no impostor pair.
 

@@ -80,7 +80,26 @@ class Templates(NamedTuple):
     ids: np.ndarray
 
     def rows(self, ids: ArrayLike) -> np.ndarray:
-        """The rows of templates, such as those of the pairs of a protocol; refuses ids that are none."""
+        """The rows of templates in `features`, such as those of the pairs of a protocol, for `pair_cosines`.
+
+            rows[...] = the i for which self.ids[i] = ids[...]
+
+        Args:
+          ids: of templates, integers of any shape, such as `[N, 2]` for pairs. Concrete.
+
+        Returns:
+          Indices into `features`, int64, of the shape of `ids`.
+
+        Raises:
+          TypeError: ids are not integers, or are traced.
+          ValueError: an id is none of these templates.
+
+        Example:
+          >>> pooled = ms.verification.Templates(np.eye(3), np.array([10, 20, 40]))
+          >>> pooled.rows([[40, 10], [20, 20]])
+          array([[2, 0],
+                 [1, 1]])
+        """
         _inputs.refuse_traced(ids=ids)
         ids = _inputs.integers("ids", ids, "They are those of `pool_templates`.")
         places = np.searchsorted(self.ids, ids)
@@ -103,7 +122,7 @@ def pool_templates(
 
     So a video of many frames counts as much as one photograph (the protocols of IJB-B and IJB-C). Pictures enter with
     their lengths, which say how clear they are. A medium that has pictures in several templates is a medium of each.
-    It runs on the host and sums in float64.
+    It runs on the host and multiplies and sums in float64.
 
     Args:
       features: one row per picture, `[N, D]`, real; those of `with_mirror`, for the IJB protocols. Concrete.
@@ -118,7 +137,8 @@ def pool_templates(
 
     Raises:
       TypeError: an argument has the wrong dtype, or is traced.
-      ValueError: a shape is wrong, a number is not finite, a weight is negative, or the sum of a template is zero.
+      ValueError: a shape is wrong, a number is not finite, a weight is negative, or the sum of a template is zero or
+        its length too large for float64.
 
     References:
       Whitelam et al., IARPA Janus Benchmark-B Face Dataset, CVPR Workshops 2017.
@@ -141,26 +161,40 @@ def pool_templates(
     templates = _inputs.ids("templates", templates, len(features))
     order = np.lexsort((media, templates))
     pictures = features[order]
-    if weights is not None:
-        pictures *= _weights(weights, len(features))[order, None].astype(pictures.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is infinite is refused below
+        if weights is not None:
+            pictures = pictures * _weights(weights, len(features))[order, None]  # float64, as the weights are
 
-    starts = _starts(templates[order], media[order])
-    sums = np.add.reduceat(pictures, starts, axis=0, dtype=np.float64)
-    means = sums / np.diff(starts, append=len(order))[:, None]
-    owners = templates[order][starts]
-    starts = _starts(owners)
-    totals, ids = np.add.reduceat(means, starts, axis=0), owners[starts]
+        starts = _starts(templates[order], media[order])
+        sums = np.add.reduceat(pictures, starts, axis=0, dtype=np.float64)
+        means = sums / np.diff(starts, append=len(order))[:, None]
+        owners = templates[order][starts]
+        starts = _starts(owners)
+        totals, ids = np.add.reduceat(means, starts, axis=0), owners[starts]
 
-    lengths = np.linalg.norm(totals, axis=1)
+        lengths = np.linalg.norm(totals, axis=1)
+        of_media = np.add.reduceat(np.linalg.norm(means, axis=1), starts)
+    _refuse_undirected(lengths, of_media, ids)
+    return Templates((totals / lengths[:, None]).astype(features.dtype), ids)
+
+
+def _refuse_undirected(lengths: np.ndarray, of_media: np.ndarray, ids: np.ndarray) -> None:
+    """Templates whose sum has no direction: lengths of the sums, and the lengths that were added, `[T]` each."""
+    large = ~(np.isfinite(lengths) & np.isfinite(of_media))
+    if large.any():
+        raise ValueError(
+            f"features: those of template {ids[large][0]}, times their weights, are too long for float64. "
+            f"{np.sum(large)} of {len(ids)} templates are so. Divide all features, or all weights, by one number: no "
+            "direction changes."
+        )
     # What features that cancel leave of their sum is rounding.
-    directed = lengths > 1e-12 * np.add.reduceat(np.linalg.norm(means, axis=1), starts)
+    directed = lengths > 1e-12 * of_media
     if not directed.all():
         raise ValueError(
             f"features: those of template {ids[~directed][0]} add up to zero, which has no direction. "
             f"{np.sum(~directed)} of {len(ids)} templates are so: their pictures, or their weights, are zeros, or "
             "cancel each other. Leave these templates out."
         )
-    return Templates((totals / lengths[:, None]).astype(features.dtype), ids)
 
 
 def _starts(*keys: np.ndarray) -> np.ndarray:
