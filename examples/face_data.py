@@ -77,9 +77,9 @@ def load_faces(source: str, choice: Choice = Choice(), validation: Sequence[str]
 
     'lfw:scikit-learn' is LFW as scikit-learn has downloaded it.
 
-    `validation` has packs as 'bin:FILE'. Where there are some, nobody of a folder or a RecordIO file is left out of the
-    training. Raises ValueError for what is no source, `UnavailableError` where 'olivetti' was asked for by name and
-    is not there, `BadFileError`.
+    `validation` has packs, or the archives made of them, as 'bin:FILE'. Where there are some, nobody of a folder or a
+    RecordIO file is left out of the training. Raises ValueError for what is no source, `UnavailableError` where
+    'olivetti' was asked for by name and is not there, `BadFileError`.
     """
     kind, path = source_of(source)
     if kind == "lfw":

@@ -150,7 +150,8 @@ data:
   rec:FILE      an InsightFace RecordIO file; the same
   lfw:FILE      LFW as python -m faces.convert_lfw archives it, or lfw:scikit-learn: trains on its development people,
                 verifies its development test pairs
-  --validate bin:FILE ...   verification packs as InsightFace has them, beside or instead of people left out
+  --validate bin:FILE ...   verification packs as InsightFace has them, or the archives that
+                python -m faces.packs makes of them, beside or instead of people left out
 
 recipes:
 {recipe_lines()}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from faces.images import MOST_PIXELS, decode, encode, read_image
+from faces.images import MOST_PIXELS, decode, encode, in_channels, read_image
 from faces.pictures import BadFileError
 
 
@@ -54,6 +54,14 @@ def test_a_png_is_exact_and_a_jpeg_is_near(channels):
     jpeg = decode(encode(x), "x").astype(int)
     assert 0 < np.abs(jpeg - colour).mean() < 3
     assert np.abs(decode(encode(x, quality=30), "x") - colour.astype(int)).mean() > np.abs(jpeg - colour).mean()
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_in_memory_have_the_channels_that_decoding_would_give_them(channels, grey):
+    pictures = np.stack([picture(40, 31, channels, seed) for seed in range(3)])
+    decoded = np.stack([decode(encode(one, "PNG"), "x", grey=grey) for one in pictures])
+    np.testing.assert_array_equal(in_channels(pictures, grey=grey), decoded)
 
 
 def test_a_picture_stands_as_its_exif_says():

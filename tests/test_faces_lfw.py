@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import fetch_lfw_pairs, fetch_lfw_people
 
+from faces import lfw as lfw_module
 from faces.convert_lfw import lfw_of_pictures, lfw_of_scikit_learn, main
 from faces.lfw import read_lfw, write_lfw
 from faces.lfw_lists import LIST_FILES, Lists, find_lists, read_pairs, read_people
@@ -162,8 +163,9 @@ def test_a_protocol_without_its_lists_says_so(pictures, whole):
     for call in (lambda: bare.fold(0), bare.ten_folds):
         with pytest.raises(ValueError, match=r"no folds.*pairs.txt"):
             call()
+    assert (bare.folds, whole.folds) == (0, 2)
     for k in (2, -1, None):
-        with pytest.raises(ValueError, match="k: expected a fold from 0 to 1, came"):
+        with pytest.raises(ValueError, match=f"k: expected a fold from 0 to 1, came {k}. This LFW has 2 folds; .* ten"):
             whole.fold(k)
     with pytest.raises(ValueError, match="nobody to train on has 4; the most are 3"):
         whole.fold(1, min_pictures=4)
@@ -393,6 +395,9 @@ BAD_ARCHIVES = {
     "numbers for same": (as_type("pairs_10folds_same", np.uint8), "pairs_10folds_same: expected .* kind 'b'"),
     "another fold": (changed("person_fold", 0, 1), r"pairs_10folds, row 0: this pair is in group 0, and AJ_Cook"),
     "a fold of a pair": (changed("pairs_10folds_fold", 4, 0), r"pairs_10folds, row 4: this pair is in group 0"),
+    "a gap": (changed("pairs_10folds_fold", slice(4, 8), 255), r"_fold: expected .* every fold .*, came \[0, 255\]"),
+    "before the first": (changed("pairs_10folds_fold", slice(0, 4), 2), r"every fold from 0 .*, came \[1, 2\]"),
+    "another key": (lambda a: a.update(pictures=a["label"]), "expected the keys images_delta, .*; came pictures too"),
     "tested on": (changed("person_is_dev_test", 6, False), r"pairs_dev_test, row 0: .* in group 1, and Flo_G"),
     "fewer people": (lambda a: a.update(person_fold=a["person_fold"][1:]), r"person_fold: expected shape \[9\]"),
 }  # fmt: skip
@@ -427,6 +432,12 @@ def test_a_file_that_is_no_archive_is_refused(archive, tmp_path):
             read_lfw(path)
     with pytest.raises(BadFileError, match=r"nowhere\.npz: expected an archive .*No such file"):
         read_lfw(tmp_path / "nowhere.npz")
+
+
+def test_an_archive_that_would_fill_the_memory_is_refused(archive, monkeypatch):
+    monkeypatch.setattr(lfw_module, "MOST_BYTES", 10_000)
+    with pytest.raises(BadFileError, match=r"lfw\.npz: expected an archive of .* at most 10,000 bytes unpacked"):
+        read_lfw(archive)
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -164,6 +164,46 @@ def test_a_name_that_was_registered_by_number_is_refused(tmp_path):
     assert not marker.exists()
 
 
+DEEP = b")" + b"\x85" * 200_000
+"""A tuple of a tuple of a tuple."""
+WIDE = b")" + b"2\x86" * 40
+"""A tuple of two tuples of two tuples, each the same: small in memory, and vast when it is written out."""
+HARD_ON_PYTHON = {
+    "hash of a key": (b"}" + DEEP + b"Ns.", "it asks for a dictionary"),
+    "hash of keys": (b"}(" + DEEP + b"Nu.", "it asks for a dictionary"),
+    "hash of a pair": (b"(" + DEEP + b"Nd.", "it asks for a dictionary"),
+    "hash in a set": (b"\x8f(" + DEEP + b"\x90.", "it asks for a set"),
+    "hash in a frozen set": (b"(" + DEEP + b"\x91.", "it asks for a set"),
+    "a call of it": (DEEP + b"NR.", "it asks for a call of what is no name"),
+    "a call of what is vast": (WIDE + b"NR.", "it asks for a call of what is no name"),
+    "a call with it": (b"cnumpy\ndtype\n" + DEEP + b"R.", "a list and a list; came another"),
+    "a call with what is vast": (b"cnumpy\ndtype\nX\x09\x00\x00\x00argumentsR.", "it asks for a call of what is no na"),
+    "an instance of it": (WIDE + b")\x81.", "it asks for an instance"),
+    "the whole": (DEEP + b".", "a list and a list; came another"),
+    "lists": (b"]" * 100_000 + b"a" * 99_999 + b".", "a list and a list; came another"),
+    "a list of itself": (b"]q\x00h\x00ah\x00h\x00\x86.", "for pair 0, .* came list"),
+    "pictures": (b"](" + DEEP + b"Ne](\x88e\x86.", "picture 0: expected the bytes of a file: came tuple"),
+    "who is the same": (b"](NNe](" + DEEP + b"e\x86.", "for pair 0, .* came tuple"),
+    "a shape": (b"](NNe](cnumpy.core.numeric\n_frombuffer\n(C\x01\x01cnumpy\ndtype\nU\x02b1\x85R(NU\x01|tb("
+                + DEEP + b"tU\x01CtRe\x86.", "for pair 0, .* another shape"),
+    "calls": (b"cnumpy\ndtype\n)R" + b"q\x000cnumpy\ndtype\nh\x00\x85R" * 50_000 + b".", "a list; came another"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HARD_ON_PYTHON)
+def test_what_is_deep_or_vast_ends_neither_the_process_nor_the_memory(tmp_path, name):
+    opcodes, words = HARD_ON_PYTHON[name]
+    (tmp_path / "lfw.bin").write_bytes(b"\x80\x02" + opcodes)
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadFileError, match=f"(?s){words}") as caught:
+            read_pack(tmp_path / "lfw.bin")
+        assert tracemalloc.get_traced_memory()[1] < 10**8
+    finally:
+        tracemalloc.stop()
+    assert len(str(caught.value)) < 500
+
+
 def test_calls_of_the_names_that_are_known_are_not_made(tmp_path):
     """A codec that takes long, an array that fills the memory, a class in a dtype's place."""
     path = tmp_path / "lfw.bin"
@@ -242,7 +282,11 @@ BAD = {
     "more": (of(FILES, SAME) + b"xyz", "at byte .*: expected the end, as the pickle has ended, came 3 bytes more"),
     "persistent": (b"Pabc\n.", "at byte .*: expected a pickle .* persistent"),
     "buffer": (b"\x80\x05\x97.", "expected a pickle .* out-of-band"),
-    "another thing": (pickle.dumps({"bins": FILES}), "a list and a list; came another"),
+    "another thing": (pickle.dumps([FILES]), "a list and a list; came another"),
+    "a dictionary": (pickle.dumps({"bins": FILES}), "at byte .*: .*it asks for a dictionary, which no pack needs"),
+    "a dictionary of text": (pickle.dumps({"bins": FILES}, 0), "it asks for a dictionary, which no pack needs"),
+    "a set": (pickle.dumps({3}), "it asks for a set, which no pack needs"),
+    "a frozen set": (pickle.dumps((FILES, frozenset(SAME))), "it asks for a set, which no pack needs"),
     "three": (pickle.dumps((FILES, SAME, 1)), "a list and a list; came another"),
     "pictures are a number": (pickle.dumps((3, SAME)), "a list and a list; came another"),
     "odd": (of(FILES[:5], SAME), "lfw.bin: expected two pictures for each pair, came 5, an odd number"),
@@ -323,6 +367,29 @@ def test_a_pack_becomes_an_archive_on_the_command_line(tmp_path, capsys):
     assert load_pairs(tmp_path / "grey.npz").pictures.shape == (6, 7, 5, 1)
 
 
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("made_grey", [False, True])
+def test_an_archive_is_read_where_a_pack_is(tmp_path, grey, made_grey):
+    """As the pack itself would be, but for the colours that `--grey` has left out; and under the name of its file."""
+    (tmp_path / "lfw.bin").write_bytes(of(FILES, SAME))
+    read = read_pack(tmp_path / "lfw.bin", grey=made_grey)
+    save_pairs(tmp_path / "other.npz", read._replace(fold=np.array([0, 1, 1])))
+    pairs = read_pack(tmp_path / "other.npz", grey=grey)
+    assert pairs.name == "other"
+    for ours, theirs in zip(pairs[2:], (read.pairs, SAME, [0, 1, 1]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert pairs.pictures.shape == (6, 7, 5, 1 if grey else 3)
+    expected = read_pack(tmp_path / "lfw.bin", grey=grey or made_grey).pictures
+    np.testing.assert_array_equal(pairs.pictures, np.broadcast_to(expected, pairs.pictures.shape))
+
+
+def test_an_archive_has_the_limit_of_a_pack(tmp_path, monkeypatch):
+    save_pairs(tmp_path / "x.npz", Pairs("x", 0 * PICTURES, np.array([[0, 1]]), np.array([True])))
+    monkeypatch.setattr(packs, "MOST_BYTES", 1000)
+    with pytest.raises(BadFileError, match=r"x\.npz: expected an archive .*at most 1,000 bytes unpacked, came 1,"):
+        read_pack(tmp_path / "x.npz")
+
+
 GOOD = {"name": np.array("x"), "pictures": PICTURES, "pairs": np.array([[0, 1]]), "same": np.array([True])}
 CUTS = {
     "cut": lambda data: data[:-100],
@@ -336,6 +403,8 @@ ARCHIVES = {
     "more": GOOD | {"more": np.ones(1)},
     "an object": GOOD | {"same": np.array([os.system], object)},
     "reals": GOOD | {"pictures": PICTURES / 255},
+    "two channels": GOOD | {"pictures": PICTURES[..., :2]},
+    "no pixels": GOOD | {"pictures": PICTURES[:, :0]},
     "beyond": GOOD | {"pairs": np.array([[0, 6]])},
     "before": GOOD | {"pairs": np.array([[-1, 0]])},
     "fewer": GOOD | {"same": np.ones(0, bool)},
@@ -349,7 +418,7 @@ def test_what_is_no_such_archive_is_refused(tmp_path, name):
     np.savez(path, **ARCHIVES[name])
     if name in CUTS:
         path.write_bytes(CUTS[name](path.read_bytes()))
-    with pytest.raises(BadFileError, match=r"x\.npz: expected"):
+    with pytest.raises(BadFileError, match=r"x\.npz: expected an archive that save_pairs wrote, but"):
         load_pairs(path)
 
 
@@ -361,6 +430,7 @@ UNSOUND = {
     "fewer": ({"same": np.ones(0, bool)}, r"pairs.same: expected bool, \[M\] = \(1,\), came bool, \(0,\)"),
     "numbers": ({"same": np.ones(1, int)}, "pairs.same: expected bool, .* came int64"),
     "reals": ({"pictures": PICTURES / 255}, "pairs.pictures: expected uint8, .* came float64"),
+    "channels": ({"pictures": PICTURES[..., :2]}, r"pairs.pictures: .*1 or 3.* came uint8, \(6, 7, 5, 2\)"),
     "folds": ({"fold": np.ones(2, int)}, r"pairs.fold: expected None or \[M\] = \(1,\), came \(2,\)"),
 }
 

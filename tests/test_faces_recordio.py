@@ -99,8 +99,6 @@ def test_pictures_and_people_of_a_file_with_a_header(tmp_path, more):
         record = pictures.record(i)
         np.testing.assert_array_equal(record.labels, [PEOPLE[i], *more])
         assert (record.id, record.id2, record.data) == (i + 1, 0, file_of(i + 1))
-    grey = RecordPictures(pictures.path, grey=True)
-    assert grey.shape == grey[2].shape == (6, 5, 1)
     with pytest.raises(IndexError):
         pictures[6]
 

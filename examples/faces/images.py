@@ -55,6 +55,15 @@ def _opaque(image: Image.Image, mode: str) -> np.ndarray:
     return array if array.ndim == 3 else array[..., None]
 
 
+def in_channels(pictures: np.ndarray, *, grey: bool) -> np.ndarray:
+    """Pictures, uint8 `[N, H, W, 1 or 3]`, with as many channels as `decode` gives them, and in its tones."""
+    if pictures.shape[3] == (1 if grey else 3):
+        return pictures
+    if grey:
+        return np.stack([np.array(Image.fromarray(picture).convert("L"))[..., None] for picture in pictures])
+    return np.repeat(pictures, 3, axis=3)
+
+
 def encode(picture: np.ndarray, format: str = "JPEG", quality: int = 95) -> bytes:
     """The file, 'JPEG' or 'PNG', of a picture: uint8 `[H, W, 3]` (RGB) or `[H, W, 1]`.
 

@@ -9,12 +9,12 @@ References:
 """
 
 import os
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from faces.archives import MOST_BYTES, read_arrays
 from faces.pictures import ArrayPictures, BadFileError, Pairs
 
 
@@ -80,21 +80,29 @@ class Lfw(NamedTuple):
         """View 2: the people of every fold but `k`, their pairs, and the pairs of fold `k`.
 
         Args:
-          k: from 0 to 9.
+          k: from 0 to `folds` - 1, in LFW's own lists 9.
           min_pictures: as in `development`.
 
         Raises:
           ValueError: the source has no folds or no such fold, or nobody has so many pictures.
         """
         pairs, same, fold = self._view_2()
-        if k not in range(fold.max() + 1):
-            raise ValueError(f"k: expected a fold from 0 to {fold.max()}, came {k!r}.")
+        if k not in range(self.folds):
+            raise ValueError(
+                f"k: expected a fold from 0 to {self.folds - 1}, came {k!r}. This LFW has {self.folds} folds; with the "
+                "pairs.txt and people.txt of its authors it has ten."
+            )
         groups, test = self.groups_of_people()[0], fold == k
         return Split(
             self._training((groups >= 0) & (groups != k), min_pictures),
             self._pairs(f"lfw-not-fold-{k}", pairs[~test], same[~test], fold[~test]),
             self._pairs(f"lfw-fold-{k}", pairs[test], same[test], fold[test]),
         )
+
+    @property
+    def folds(self) -> int:
+        """How many folds View 2 has: ten in LFW's own lists, and 0 where the source lacks them."""
+        return 0 if self.pairs_10folds_fold is None else int(self.pairs_10folds_fold.max()) + 1
 
     def ten_folds(self) -> Pairs:
         """All pairs of View 2, for a network trained on other people; raises ValueError if the source has none."""
@@ -173,7 +181,8 @@ def read_lfw(path: Path | str) -> Lfw:
     """LFW from its archive.
 
     Raises:
-      BadFileError: there is none; it is damaged; a key is missing; or the arrays contradict one another.
+      BadFileError: there is none; it is damaged; a key is missing, or of something else; the arrays contradict one
+        another, or unpack to more than `MOST_BYTES`.
     """
     arrays = _Arrays(Path(path))
     grey = arrays.get("images_delta").ndim == 3
@@ -203,6 +212,7 @@ def read_lfw(path: Path | str) -> Lfw:
 
 
 PAIRS = "pairs_10folds", "pairs_dev_train", "pairs_dev_test"
+KEYS = "images_delta", *Lfw._fields[1:]
 
 
 def _pairs_of_archive(arrays: "_Arrays", label: np.ndarray) -> dict[str, np.ndarray]:
@@ -222,7 +232,12 @@ def _pairs_of_archive(arrays: "_Arrays", label: np.ndarray) -> dict[str, np.ndar
         )
         found |= {key: pairs.astype(np.int32), f"{key}_same": same}
         if key == "pairs_10folds":
-            found[f"{key}_fold"] = arrays.checked(f"{key}_fold", "iu", len(pairs))
+            fold = found[f"{key}_fold"] = arrays.checked(f"{key}_fold", "iu", len(pairs))
+            numbers = np.unique(fold)
+            arrays.expect(
+                np.array_equal(numbers, np.arange(len(numbers))),
+                f"{key}_fold: expected pairs of every fold from 0 to the last, came {numbers.tolist()}",
+            )
     arrays.expect(
         ("pairs_dev_train" in found) == ("pairs_dev_test" in found),
         "pairs_dev_train and pairs_dev_test: expected both or none",
@@ -237,10 +252,7 @@ class _Arrays:
         self.path = path
         try:
             with path.open("rb") as file:
-                with zipfile.ZipFile(file):  # anything else NumPy takes for a pickle, and says so
-                    file.seek(0)
-                with np.load(file, allow_pickle=False) as archive:
-                    self.found = {key: np.asarray(archive[key]) for key in archive.files}
+                self.found = read_arrays(file, KEYS, MOST_BYTES)
         except Exception as error:  # a damaged archive raises anything
             made = "expected an archive of LFW, made by `python -m faces.convert_lfw`"
             raise BadFileError(path, f"{made}, but {type(error).__name__}: {error}.") from error

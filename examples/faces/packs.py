@@ -7,26 +7,26 @@ written down and understood afterwards; at any other name the file is refused.
 
     python -m faces.packs lfw.bin lfw.npz
 
-makes an archive of it that is no program: `load_pairs` reads it with `allow_pickle=False`.
+makes an archive of it that is no program, which `read_pack` reads as well.
 """
 
 import argparse
 import contextlib
+import functools
 import io
 import math
 import os
 import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import numpy as np
 
-from faces.images import decode, encode
+from faces.archives import MOST_BYTES, is_archive, read_arrays
+from faces.images import decode, encode, in_channels
 from faces.pictures import BadFileError, Pairs
 
-# Of the file, and of its pictures in memory. LFW has 70 MB, and 450 MB of pictures.
-MOST_BYTES = 2**32
 NAMES = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
@@ -35,23 +35,35 @@ NAMES = {
     *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
 }
 NUMBERS = {"b1", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8"}
+NEEDLESS = {
+    "a name by a number": (pickle.EXT1, pickle.EXT2, pickle.EXT4),
+    "an instance": (pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX),
+    # To hash a key that is nested deeply, Python goes down into it until the process dies.
+    "a dictionary": (pickle.EMPTY_DICT, pickle.DICT, pickle.SETITEM, pickle.SETITEMS),
+    "a set": (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET),
+}
 
 
 def read_pack(path: Path | str, *, grey: bool = False) -> Pairs:
-    """The pairs of a `.bin` file; it has no folds, which InsightFace takes one after another from the pairs.
+    """The pairs of a `.bin` file, or of the `.npz` archive that was made of one; named as the file is.
 
-    Pictures may be `bytes`, the `str` of Python 2, or uint8 arrays as OpenCV's `imencode` makes them; who is the same,
-    bool, NumPy's, or 0 and 1; the protocol any from 0 to 5.
+    A `.bin` has no folds, which InsightFace takes one after another from the pairs. Pictures may be `bytes`, the `str`
+    of Python 2, or uint8 arrays as OpenCV's `imencode` makes them; who is the same, bool, NumPy's, or 0 and 1; the
+    protocol any from 0 to 5. An archive is known by its first bytes.
 
     Args:
       path: of the file.
       grey: one channel instead of three.
 
     Raises:
-      BadFileError: the file is no such pickle, or has a name in it that no pack needs; there are not two pictures
-        for each entry of `same`; a picture cannot be read or is of another size than the first; it is all too much.
+      BadFileError: the file is no such pickle, or asks for what no pack needs; there are not two pictures for each
+        entry of `same`; a picture cannot be read or is of another size than the first; it is all too much. As
+        `load_pairs`, for an archive.
     """
     path = Path(path)
+    if is_archive(path):
+        pairs = load_pairs(path)
+        return pairs._replace(name=path.stem, pictures=in_channels(pairs.pictures, grey=grey))
     if path.stat().st_size > MOST_BYTES:
         raise BadFileError(path, f"expected at most {MOST_BYTES:,} bytes, came {path.stat().st_size:,}.")
     content = path.read_bytes()
@@ -90,15 +102,12 @@ def _room(path: Path, number: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 class _Name:
-    """One of `NAMES`. Calling it makes a note of the call."""
+    """One of `NAMES`."""
 
     __slots__ = ("name",)
 
     def __init__(self, name: str):
         self.name = name
-
-    def __call__(self, *arguments: object) -> "_Call":
-        return _Call(self.name, arguments)
 
 
 class _Call:
@@ -113,23 +122,32 @@ class _Call:
         self.state = state
 
 
+def _refuse(what: str, _: object = None) -> NoReturn:
+    raise pickle.UnpicklingError(f"it asks for {what}, which no pack needs and which may be harmful")
+
+
 # Written in Python: where the one in C sets aside memory as the file says, this one reads what there is.
 class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in NAMES:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no pack needs and which may be harmful")
+            _refuse(f"{module}.{name}")
         return _Name(name)
+
+    def _note(self: Any) -> None:
+        """A call is noted. Making one, of what is none, could fail with a message as large as what is unpickled."""
+        arguments, name = self.stack.pop(), self.stack[-1]
+        if not (isinstance(name, _Name) and isinstance(arguments, tuple)):
+            _refuse("a call of what is no name, or with what is no tuple")
+        self.stack[-1] = _Call(name.name, arguments)
 
     def _pass_over_frame(self) -> None:
         self.read(8)  # pyright: ignore[reportAttributeAccessIssue]: frames are for reading ahead
 
-    def _refuse(self) -> None:
-        raise pickle.UnpicklingError("it asks for a name by a number, which no pack needs and which may be harmful")
-
     dispatch = pickle._Unpickler.dispatch | {
         pickle.FRAME[0]: _pass_over_frame,
         pickle.BYTEARRAY8[0]: pickle._Unpickler.dispatch[pickle.BINBYTES8[0]],
-        **dict.fromkeys((pickle.EXT1[0], pickle.EXT2[0], pickle.EXT4[0]), _refuse),
+        pickle.REDUCE[0]: _note,
+        **{code[0]: functools.partial(_refuse, what) for what, codes in NEEDLESS.items() for code in codes},
     }
 
 
@@ -267,9 +285,9 @@ def write_pack(
 
 def _refuse_unsound(pairs: Pairs) -> None:
     pictures, numbers, same, fold = pairs[1:]
-    if pictures.dtype != np.uint8 or pictures.ndim != 4:
+    if pictures.dtype != np.uint8 or pictures.shape[3:] not in ((1,), (3,)) or pictures.size == 0:
         words = f"came {pictures.dtype}, {pictures.shape}"
-        raise ValueError(f"pairs.pictures: expected uint8, [N, H, W, channels], {words}.")
+        raise ValueError(f"pairs.pictures: expected uint8, [N, H, W, 1 or 3], of one pixel at least, {words}.")
     if numbers.dtype.kind not in "iu" or numbers.ndim != 2 or numbers.shape[1] != 2 or len(numbers) == 0:
         words = f"came {numbers.dtype}, {numbers.shape}"
         raise ValueError(f"pairs.pairs: expected integers, [M, 2], of one pair at least, {words}.")
@@ -306,11 +324,14 @@ def save_pairs(path: Path | str, pairs: Pairs) -> None:
 
 
 def load_pairs(path: Path | str) -> Pairs:
-    """The pairs that `save_pairs` wrote; raises `BadFileError`. Nothing in the archive is run."""
+    """The pairs that `save_pairs` wrote, with their name and their folds. Nothing in the archive is run.
+
+    Raises:
+      BadFileError: the archive is damaged, holds other arrays, or unpacks to more than `MOST_BYTES`.
+    """
     with open(path, "rb") as file:
         try:
-            with np.load(file, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
+            arrays: dict[str, Any] = read_arrays(file, Pairs._fields, MOST_BYTES)
             pairs = Pairs(**arrays)._replace(name=str(arrays["name"]))
             _refuse_unsound(pairs)
         except Exception as error:  # of a damaged archive it raises anything

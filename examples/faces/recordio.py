@@ -57,15 +57,14 @@ class RecordPictures:
 
     Args:
       path: of the `.rec` file.
-      grey: one channel instead of three.
 
     Raises:
       BadFileError: the file, its index or its `property` is not what it should be; a label is not a whole number, is
         negative, or so large that float32 may have rounded it.
     """
 
-    def __init__(self, path: Path | str, *, grey: bool = False):
-        self.path, self.grey = Path(path), grey
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
         self._open()
         index = self.path.with_suffix(".idx")
         keys, offsets = read_index(index) if index.exists() else index_of(self.path)
@@ -95,7 +94,7 @@ class RecordPictures:
 
     def _decoded(self, index: int) -> np.ndarray:
         data = self.record(index).data
-        return decode(data, self._name_of(index), int(self.offsets[index]), grey=self.grey)
+        return decode(data, self._name_of(index), int(self.offsets[index]))
 
     def _name_of(self, index: int) -> str:
         return _record_name(self.path, self.keys[index])
