@@ -51,7 +51,7 @@ from head_candidates import (
     memory_limit,
     program_of,
 )
-from measured_runs import measure_all
+from measured_runs import OtherRunError, cores, measure_all, processor
 
 SHAPES = [Shape(256, 128, classes) for classes in (1_000, 10_000, 100_000, 1_000_000)] + [
     Shape(128, 512, 1_000),
@@ -80,7 +80,7 @@ class Trial(NamedTuple):
 
 def surroundings() -> dict[str, Any]:
     return {
-        "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
+        "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}, {cores()} cores",
         "processor": processor(),
         "python": platform.python_version(),
         "versions": {"jax": jax.__version__, "optax": optax.__version__, "margin_softmax": ms.__version__},
@@ -88,10 +88,9 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+def made_by(trial: Trial) -> dict[str, Any]:
+    """What the times depend on besides their trial."""
+    return {"loss": [MARGIN, SCALE]}
 
 
 def measure(trial: Trial) -> dict[str, Any]:
@@ -290,7 +289,10 @@ def main(arguments: list[str] | None = None) -> int:
         Trial(shape, names, options.dtype, options.repetitions, options.seed, limit)
         for shape in options.shape or SHAPES
     ]
-    results = measure_all(trials, options.out, measure, program=lambda trial: trial, told=told)
+    try:
+        results = measure_all(trials, options.out, measure, made_by=made_by, program=lambda trial: trial, told=told)
+    except OtherRunError as error:
+        raise SystemExit(str(error)) from error
     (options.out / "heads.md").write_text(table(results))
     draw_times(options.out / "time.png", results)
     draw_memory(options.out / "memory.png", results)

@@ -37,13 +37,16 @@ def picture(path: Path, shape: tuple[int, int, int], resize: bool) -> np.ndarray
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).reshape(shape)
 
 
-def threshold(embedding: Embedding, far: float) -> float:
+def rate_and_threshold(embedding: Embedding, far: float | None) -> tuple[float, float]:
+    """The rate asked for, or else the smallest that was measured, and its threshold. Raises ValueError."""
     if not embedding.thresholds:
         raise ValueError("--far: the embedding has no threshold at all: it was exported with too few impostor pairs")
+    if far is None:
+        far = min(embedding.thresholds)
     if far not in embedding.thresholds:
         rates = ", ".join(f"{rate:g}" for rate in embedding.thresholds)
         raise ValueError(f"--far: expected one of those measured, {rates}; came {far:g}")
-    return embedding.thresholds[far]
+    return far, embedding.thresholds[far]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--embedding", type=Path, default=Path("face_embedding_run/embedding.zip"), help="(default: %(default)s)"
     )
-    parser.add_argument("--far", type=float, default=1e-2, help="false accept rate (default: %(default)s)")
+    parser.add_argument("--far", type=float, help="false accept rate (default: the smallest of the file)")
     parser.add_argument("--resize", action="store_true", help="bring pictures to the size that is expected")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     options = parser.parse_args(arguments)
@@ -62,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.embedding.exists():
             raise ValueError(f"there is no {options.embedding}; face_embedding.py --export FILE writes one")
         embedding = Embedding(options.embedding)
-        least = threshold(embedding, options.far)
+        far, least = rate_and_threshold(embedding, options.far)
         pictures = np.stack([picture(path, embedding.shape, options.resize) for path in options.images])
     except (BadFileError, ValueError, OSError) as error:
         parser.error(str(error))
@@ -73,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         told = {
             "images": list(map(str, options.images)),
             "cosines": cosines.tolist(),
-            "far": options.far,
+            "far": far,
             "threshold": least,
             "measured_on": measured_on,
         }
@@ -81,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     print(matrix(cosines, options.images))
     print(f"\nThresholds are from {measured_on}, and hold for pictures like those. At a false accept rate of")
-    print(f"{options.far:g} two pictures are of one person from a cosine of {least:.3f} on:")
+    print(f"{far:g} two pictures are of one person from a cosine of {least:.3f} on:")
     for first, second in zip(*np.triu_indices(len(cosines), k=1), strict=True):
         cosine = cosines[first, second]
         found = "one person" if cosine >= least else "two people"

@@ -14,7 +14,6 @@ import importlib
 import json
 import logging
 import operator
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +33,7 @@ from face_recipes import RECIPES, Recipe
 from face_training import frozen
 from faces.pictures import BadFileError
 from training_checkpoints import Checkpoints
+from whole_files import whole
 
 NOISE = 8
 ROUNDING = 1e-5  # of features of length 1
@@ -63,16 +63,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     del model.graph.value_info[:]  # shapes of what lies between, some of them wrong; runtimes infer their own
     model.metadata_props.add(key="about", value=json.dumps(embedding.about))
-    partial = out.with_name(f"{out.name}.partial")
-    partial.write_bytes(model.SerializeToString())
-    found = run(runtime, partial, given)
     expected = np.asarray(embedding(given))
-    apart = float(np.abs(found - expected).max()) if found.shape == expected.shape else np.inf
-    if not apart <= ROUNDING:
-        partial.unlink()
-        reason = f"its features differ by {apart:.1e} from those of the exported embedding; is that of this very run?"
-        parser.exit(1, f"Not written: {reason}\n")
-    os.replace(partial, out)
+    with whole(out) as part:
+        part.write_bytes(model.SerializeToString())
+        found = run(runtime, part, given)
+        apart = float(np.abs(found - expected).max()) if found.shape == expected.shape else np.inf
+        if not apart <= ROUNDING:
+            reason = f"its features differ by {apart:.1e} from those of the exported embedding; is that of this run?"
+            parser.exit(1, f"Not written: {reason}\n")
     print(f"Written to {out}. Its features of {len(given)} pictures are those of JAX, but for {apart:.0e}.")
     return 0
 

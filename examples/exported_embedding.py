@@ -81,25 +81,25 @@ def write(
     channels]`. How far they are from those found here is returned; `DifferentError` is raised where that is too far,
     and the file gets its name only afterwards.
     """
+    from whole_files import whole  # not above: the fresh process has this module alone
+
     shape = pictures.shape[1:]
     symbolic = jax.ShapeDtypeStruct(export.symbolic_shape(f"n, {', '.join(map(str, shape))}"), np.uint8)
     function = export.export(jax.jit(embed), platforms=PLATFORMS)(symbolic).serialize()
     told = {"format": FORMAT, "shape": shape, "thresholds": {str(far): at for far, at in thresholds.items()}, **about}
-    partial = path.with_name(f"{path.name}.partial")
-    with zipfile.ZipFile(partial, "w") as archive:
-        archive.writestr(FUNCTION, bytes(function))
-        archive.writestr(ABOUT, json.dumps(told, indent=1, allow_nan=False))
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         here = np.asarray(jax.jit(embed)(pictures))
-    try:
-        apart = float(np.abs(in_a_fresh_process(partial, pictures) - here).max())
-    except subprocess.CalledProcessError as error:
-        partial.unlink()
-        raise DifferentError(f"{path}: a fresh process cannot use it; it was not written") from error
-    if not apart <= ROUNDING:
-        partial.unlink()
-        raise DifferentError(f"{path}: a fresh process finds features that differ by {apart:.1e}; it was not written")
-    os.replace(partial, path)
+    with whole(path) as part:
+        with zipfile.ZipFile(part, "w") as archive:
+            archive.writestr(FUNCTION, bytes(function))
+            archive.writestr(ABOUT, json.dumps(told, indent=1, allow_nan=False))
+        try:
+            apart = float(np.abs(in_a_fresh_process(part, pictures) - here).max())
+        except subprocess.CalledProcessError as error:
+            raise DifferentError(f"{path}: a fresh process cannot use it; it was not written") from error
+        if not apart <= ROUNDING:
+            problem = f"a fresh process finds features that differ by {apart:.1e}"
+            raise DifferentError(f"{path}: {problem}; it was not written")
     return apart
 
 

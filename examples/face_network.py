@@ -29,17 +29,15 @@ class StridedBlock(nnx.Module):
 class SmallBackbone(nnx.Module):
     """Pictures `[B, *shape]` -> features `[B, D]`, in seconds on two cores: four convolution stages of few channels."""
 
-    widths = 16, 32, 64
-
-    def __init__(self, shape: Shape, features: int, *, rngs: nnx.Rngs):
+    def __init__(self, shape: Shape, features: int, *, widths: tuple[int, ...] = (16, 32, 64), rngs: nnx.Rngs):
         self.shape, self.features = shape, features
         height, width, channels = shape
-        self.stem = nnx.Conv(channels, self.widths[0], (3, 3), strides=2, use_bias=False, rngs=rngs)
-        widths = itertools.pairwise((self.widths[0], *self.widths))
-        self.blocks = nnx.List(StridedBlock(width_in, width_out, rngs=rngs) for width_in, width_out in widths)
-        self.norm = nnx.BatchNorm(self.widths[-1], rngs=rngs)
+        self.stem = nnx.Conv(channels, widths[0], (3, 3), strides=2, use_bias=False, rngs=rngs)
+        stages = itertools.pairwise((widths[0], *widths))
+        self.blocks = nnx.List(StridedBlock(width_in, width_out, rngs=rngs) for width_in, width_out in stages)
+        self.norm = nnx.BatchNorm(widths[-1], rngs=rngs)
         pixels = (height // 16) * (width // 16)
-        self.linear = nnx.Linear(self.widths[-1] * pixels, features, use_bias=False, rngs=rngs)
+        self.linear = nnx.Linear(widths[-1] * pixels, features, use_bias=False, rngs=rngs)
         # Batch normalisation of the features themselves, as in ArcFace's network: no scale can run away.
         self.feature_norm = nnx.BatchNorm(features, rngs=rngs)
 

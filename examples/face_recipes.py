@@ -1,6 +1,10 @@
-"""How a network is trained, by name: what it is, what it sees, for how long and how fast."""
+"""How a network is trained, by name: what it is, what it sees, for how long and how fast.
+
+The numbers in a recipe's functions are defaults of their arguments, so that the record of a run can tell them.
+"""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -45,17 +49,32 @@ class Recipe(NamedTuple):
         height, width = self.size or (max(32, 16 * round(side / 16)) for side in pictures[:2])
         return height, width, pictures[2]
 
-
-def _small_steps(pictures: int) -> int:
-    return 450
-
-
-def _small_learning_rate(steps: int) -> optax.Schedule:
-    return optax.warmup_cosine_decay_schedule(0.0, 3e-3, warmup_steps=30, decay_steps=steps, end_value=1.5e-4)
+    def record(self) -> dict[str, Any]:
+        """All but the loss, as JSON has it: functions by their names, with the numbers in them."""
+        fields = {name: value for name, value in self._asdict().items() if name != "margin"}
+        told = {name: _told(value) if callable(value) else value for name, value in fields.items()}
+        return {**told, "changes": self.changes._asdict()}
 
 
-def _adamw(learning_rate: optax.Schedule, decayed: Mask) -> optax.GradientTransformation:
-    return optax.adamw(learning_rate, weight_decay=0.05, mask=decayed)
+def _told(function: Callable[..., Any]) -> dict[str, Any]:
+    given = function.keywords if isinstance(function, functools.partial) else {}
+    made = function.func if isinstance(function, functools.partial) else function
+    # Flax hides the arguments of a module's constructor, but not those of its `__init__`.
+    arguments = inspect.signature(made.__init__ if isinstance(made, type) else made).parameters.values()
+    numbers = {argument.name: argument.default for argument in arguments if argument.default is not argument.empty}
+    return {"name": made.__name__, **numbers, **given}
+
+
+def _small_steps(pictures: int, *, steps: int = 450) -> int:
+    return steps
+
+
+def _small_learning_rate(steps: int, *, peak: float = 3e-3, warmup: int = 30, end: float = 1.5e-4) -> optax.Schedule:
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps=warmup, decay_steps=steps, end_value=end)
+
+
+def _adamw(learning_rate: optax.Schedule, decayed: Mask, *, weight_decay: float = 0.05) -> optax.GradientTransformation:
+    return optax.adamw(learning_rate, weight_decay=weight_decay, mask=decayed)
 
 
 SMALL = Recipe(
@@ -70,18 +89,20 @@ SMALL = Recipe(
     margin="arcface(margin=0.2, scale=16)",
 )
 
-EPOCHS = 20
+
+def _residual_steps(pictures: int, *, epochs: int = 20, batch: int = 128, least: int = 20) -> int:
+    return max(least, epochs * pictures // batch)
 
 
-def _residual_steps(pictures: int) -> int:
-    return max(20, EPOCHS * pictures // 128)
+def _residual_learning_rate(
+    steps: int, *, peak: float = 1.5e-2, warmup_percent: int = 15, end: float = 1.5e-4
+) -> optax.Schedule:
+    return optax.warmup_cosine_decay_schedule(0.0, peak, steps * warmup_percent // 100, steps, end_value=end)
 
 
-def _residual_learning_rate(steps: int) -> optax.Schedule:
-    return optax.warmup_cosine_decay_schedule(0.0, 1.5e-2, steps * 15 // 100, steps, end_value=1.5e-4)
-
-
-def _muon(learning_rate: optax.Schedule, decayed: Mask) -> optax.GradientTransformation:
+def _muon(
+    learning_rate: optax.Schedule, decayed: Mask, *, weight_decay: float = 0.05, consistent_rms: float = 0.2
+) -> optax.GradientTransformation:
     """Muon for the kernels between the first convolution and the features, Adam for the rest.
 
     Tried on LFW beside AdamW, with which the loss falls more slowly.
@@ -103,9 +124,12 @@ def _muon(learning_rate: optax.Schedule, decayed: Mask) -> optax.GradientTransfo
 
     # The root mean square of Adam's steps for both, so that one learning rate suits both.
     muon = optax.contrib.muon(
-        learning_rate, weight_decay=0.05, consistent_rms=0.2, muon_weight_dimension_numbers=dimensions_of_all
+        learning_rate,
+        weight_decay=weight_decay,
+        consistent_rms=consistent_rms,
+        muon_weight_dimension_numbers=dimensions_of_all,
     )
-    adam = optax.adamw(learning_rate, weight_decay=0.05, mask=decayed)
+    adam = optax.adamw(learning_rate, weight_decay=weight_decay, mask=decayed)
     return optax.partition({"muon": muon, "adam": adam}, optimiser_of_all)
 
 

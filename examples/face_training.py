@@ -165,9 +165,13 @@ def embed(model: FaceNetwork, pictures: np.ndarray | Array) -> tuple[Array, Arra
 
 @nnx.jit
 def _embed(model, pictures):
-    seen = standardise(as_seen(pictures, model.backbone.shape[:2]))
-    both = jnp.stack([model(seen), model(seen[:, :, ::-1])])
-    return both.sum(0), jnp.linalg.norm(both, axis=-1).mean(0)
+    def with_norm(seen):
+        features = model(seen)
+        return jnp.append(features, jnp.linalg.norm(features, axis=-1, keepdims=True), axis=-1)
+
+    # As one feature more the norm is added up, too.
+    both = ms.verification.with_mirror(with_norm)(standardise(as_seen(pictures, model.backbone.shape[:2])))
+    return both[:, :-1], both[:, -1] / 2
 
 
 def frozen(backbone: Backbone) -> Callable[[Array], Array]:
@@ -179,8 +183,7 @@ def frozen(backbone: Backbone) -> Callable[[Array], Array]:
 
     def unit_features(pictures):
         backbone = nnx.merge(graph, state)
-        seen = standardise(as_seen(pictures, backbone.shape[:2]))
-        features = backbone(seen) + backbone(seen[:, :, ::-1])
+        features = ms.verification.with_mirror(backbone)(standardise(as_seen(pictures, backbone.shape[:2])))
         return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
 
     return unit_features

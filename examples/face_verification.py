@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import margin_softmax as ms
@@ -13,7 +14,7 @@ from faces.pictures import Pairs
 verification = ms.verification
 # InsightFace tries squared distances of unit vectors from 0 to 4; exact thresholds differ in the fourth digit.
 INSIGHTFACE_THRESHOLDS = 1 - np.arange(0, 4, 0.01) / 2
-PAIRS_AT_ONCE = 5000
+FLOAT_BYTES = 2**24  # of pictures as float32, on either side of a block of cosines
 
 
 class Figures(NamedTuple):
@@ -68,13 +69,32 @@ def accuracy_over_folds(scores: Scores, pairs: Pairs) -> verification.KFoldAccur
 
 
 def raw_pixels(pairs: Pairs) -> Scores:
-    """The baseline: cosines of the pictures themselves, exactly as loaded; as floats some at a time."""
-    cosines = []
-    for at in range(0, len(pairs.same), PAIRS_AT_ONCE):
-        used, numbers = np.unique(pairs.pairs[at : at + PAIRS_AT_ONCE], return_inverse=True)
-        rows = pairs.pictures[used].reshape(len(used), -1).astype(np.float32)
-        cosines.append(np.asarray(verification.pair_cosines(rows, numbers.reshape(-1, 2))))
-    return Scores(np.concatenate(cosines), pairs.same)
+    """The baseline: cosines of the pictures themselves, exactly as loaded; as floats some at a time.
+
+    Those of some pictures with some others are taken all at once: one by one, each pair would bring two pictures to
+    length 1 again, and the pairs of the people left out are millions.
+    """
+    first, second = pairs.pairs.T
+    size = min(len(pairs.pictures), max(1, FLOAT_BYTES // (4 * pairs.pictures[0].size)))
+    cosines = np.empty(len(first), np.float32)
+    for rows in _parts(np.unique(first), size):
+        left = as_floats(pairs.pictures, rows, size)
+        of_rows = np.flatnonzero((rows[0] <= first) & (first <= rows[-1]))
+        others = second[of_rows]
+        for columns in _parts(np.unique(others), size):
+            here = of_rows[(columns[0] <= others) & (others <= columns[-1])]
+            block = np.asarray(ms.cosines(left, as_floats(pairs.pictures, columns, size)))
+            cosines[here] = block[np.searchsorted(rows, first[here]), np.searchsorted(columns, second[here])]
+    return Scores(np.clip(cosines, -1, 1), pairs.same)
+
+
+def _parts(numbers: np.ndarray, size: int) -> list[np.ndarray]:
+    return [numbers[at : at + size] for at in range(0, len(numbers), size)]
+
+
+def as_floats(pictures: np.ndarray, numbers: np.ndarray, size: int) -> jax.Array:
+    """Some pictures as rows, float32 `[size, D]`, the first ones again at the end: a block of each size is compiled."""
+    return jnp.asarray(pictures[np.resize(numbers, size)].reshape(size, -1).astype(np.float32))
 
 
 class Validation:

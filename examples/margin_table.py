@@ -4,7 +4,7 @@
 
 Trains each loss of `CHOSEN` on each fold of the Olivetti faces with each seed, so that every person is verified once
 for each seed, and writes the mean over the runs beside raw pixels. One JSON file is kept for each run; a run whose
-file is there is not repeated, so the command can be stopped and given again.
+file is there is not repeated, so the command can be stopped and given again. A file of other settings is refused.
 
     python examples/margin_table.py --out margin_runs --choose
 
@@ -20,6 +20,7 @@ import itertools
 import statistics
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,8 @@ from face_recipes import SMALL
 from face_training import Run
 from face_verification import raw_pixels
 from faces.olivetti import UnavailableError, olivetti_faces
-from measured_runs import measure_all, surroundings
+from faces.pictures import ArrayPictures
+from measured_runs import OtherRunError, in_file_name, measure_all, places, surroundings
 
 # The blend falls to 20 within 5 steps, to 5 within 20; A-Softmax's authors leave 5 to the end, too. Blends that go on
 # towards 0 were tried first, with fewer features (L- and A-Softmax so had a second round): equal error 0.11 to 0.19.
@@ -65,9 +67,8 @@ class Trial(NamedTuple):
     interleaved: bool = False
 
     def file(self, folder: Path) -> Path:
-        margin = "".join(letter if letter.isalnum() or letter in ".=" else "_" for letter in self.margin)
         division = "interleaved" if self.interleaved else "blocks"
-        return folder / f"{margin}-{division}-fold{self.fold}-seed{self.seed}-steps{self.steps}.json"
+        return folder / f"{in_file_name(self.margin)}-{division}-fold{self.fold}-seed{self.seed}-steps{self.steps}.json"
 
 
 def measure(trial: Trial) -> dict[str, Any]:
@@ -87,20 +88,31 @@ def measure(trial: Trial) -> dict[str, Any]:
     }
 
 
-def measured(trials: list[Trial], folder: Path) -> list[dict[str, Any]]:
+def made_by(pictures: ArrayPictures) -> dict[str, Any]:
+    """What a result depends on besides its trial."""
+    return {"pictures": zlib.crc32(pictures.array.tobytes()), "folds": FOLDS, "recipe": SMALL.record()}
+
+
+def measured(trials: list[Trial], folder: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
     def told(trial, result):
         return f"{trial.margin} fold {trial.fold} seed {trial.seed}: EER {result['after_training']['eer']:.3f}"
 
-    return measure_all(trials, folder, measure, program=lambda trial: trial.margin.partition("(")[0], told=told)
+    return measure_all(
+        trials,
+        folder,
+        measure,
+        made_by=lambda trial: record,
+        program=lambda trial: trial.margin.partition("(")[0],
+        told=told,
+    )
 
 
-def choose(folder: Path, steps: int) -> None:
+def choose(folder: Path, steps: int, record: dict[str, Any]) -> None:
     """Prints the mean equal error rate of every candidate, the best of each loss first."""
+    candidates = itertools.product(itertools.chain(*CANDIDATES.values()), range(FOLDS))
+    trials = [Trial(margin, fold, CHOICE_SEED, steps, interleaved=True) for margin, fold in candidates]
+    results = measured(trials, folder, record)
     for name, margins in CANDIDATES.items():
-        trials = [
-            Trial(margin, fold, CHOICE_SEED, steps, interleaved=True) for margin in margins for fold in range(FOLDS)
-        ]
-        results = measured(trials, folder)
         means = {m: statistics.mean(r["after_training"]["eer"] for r in results if r["margin"] == m) for m in margins}
         print(f"\n{name}")
         for margin, mean in sorted(means.items(), key=lambda item: item[1]):
@@ -110,7 +122,7 @@ def choose(folder: Path, steps: int) -> None:
 def table(results: dict[str, list[dict[str, Any]]], steps: int) -> str:
     """Markdown: for each metric the mean over folds and seeds, and how far runs and seeds lie apart."""
     first = next(iter(results.values()))
-    versions = ", ".join(f"{package} {version}" for package, version in first[0]["versions"].items())
+    where = places(itertools.chain(*results.values()))
     raw = [
         row(
             "raw pixels",
@@ -136,7 +148,7 @@ def table(results: dict[str, list[dict[str, Any]]], steps: int) -> str:
             *(f"{line} |" for line in raw),
             *(f"{line} {less} |" for line, less in zip(trained, differences(list(results.values())), strict=True)),
             "",
-            f"Made by `python examples/margin_table.py --steps {steps}` on {first[0]['device']} with {versions}.",
+            f"Made by `python examples/margin_table.py --steps {steps}` on {where}.",
             "",
         ]
     )
@@ -146,7 +158,7 @@ def differences(results: list[list[dict[str, Any]]]) -> list[str]:
     """Mean and standard error of each loss's EER less the first one's, run by run."""
     of_run = [{(r["fold"], r["seed"]): r["after_training"]["eer"] for r in of_loss} for of_loss in results]
     pairs = [[eer[run] - of_run[0][run] for run in eer] for eer in of_run[1:]]
-    return ["", *(f"{statistics.mean(d):+.3f} ± {statistics.stdev(d) / len(d) ** 0.5:.3f}" for d in pairs)]
+    return ["", *(f"{statistics.mean(d):+.4f} ± {statistics.stdev(d) / len(d) ** 0.5:.4f}" for d in pairs)]
 
 
 def row(name: str, results: list[dict[str, Any]]) -> str:
@@ -174,17 +186,20 @@ def main(arguments: list[str] | None = None) -> int:
     if options.steps < 1:
         parser.error(f"argument --steps: expected at least 1, came {options.steps}")
     try:
-        olivetti_faces()
+        record = made_by(olivetti_faces())
     except UnavailableError as reason:
         parser.error(f"the Olivetti faces cannot be had: {reason}")
-    if options.choose:
-        choose(options.out, options.steps)
-        return 0
     trials = {
         name: [Trial(margin, fold, seed, options.steps) for fold in range(FOLDS) for seed in SEEDS]
         for name, margin in CHOSEN.items()
     }
-    results = iter(measured(list(itertools.chain(*trials.values())), options.out))
+    try:
+        if options.choose:
+            choose(options.out, options.steps, record)
+            return 0
+        results = iter(measured(list(itertools.chain(*trials.values())), options.out, record))
+    except OtherRunError as error:
+        parser.error(str(error))
     by_loss = {name: list(itertools.islice(results, len(of_loss))) for name, of_loss in trials.items()}
     options.table.write_text(table(by_loss, options.steps))
     print(options.table.read_text())

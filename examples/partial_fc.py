@@ -4,7 +4,8 @@
 
 Trains with each arm and seed, verifies 200 people whom no training saw, and writes how good, how fast and how large
 each arm is. Every picture is new: a step draws the people of its batch once more, and no data set is kept. One JSON
-file is kept for each run; a run whose file is there is not repeated, so the command can be stopped and given again.
+file is kept for each run; a run whose file is there is not repeated, so the command can be stopped and given again. A
+file of other settings is refused.
 
 The arms of one seed have the same people, the same network to start from, and the same batches.
 """
@@ -26,8 +27,20 @@ from tqdm import tqdm
 import margin_softmax as ms
 from face_training import embed
 from face_verification import Figures, Scores
-from measured_runs import measure_all, surroundings
-from partial_fc_training import BATCH, FEATURES, MARGIN, SCALE, SIDE, Run, Trial, class_step
+from measured_runs import OtherRunError, Seeds, measure_all, places, surroundings
+from partial_fc_training import (
+    BATCH,
+    CLASS_LEARNING_RATE,
+    FEATURES,
+    LEARNING_RATE,
+    MARGIN,
+    SCALE,
+    SIDE,
+    WEIGHT_DECAY,
+    Run,
+    Trial,
+    class_step,
+)
 from rendered_faces import drawn_people, portraits
 
 IDENTITIES = 20_000
@@ -87,6 +100,20 @@ def measure(trial: Trial) -> dict[str, Any]:
     }
 
 
+def made_by(trial: Trial) -> dict[str, Any]:
+    """What a result depends on besides its trial: the settings that this file and the one beside it have now."""
+    return {
+        "side": SIDE,
+        "features": FEATURES,
+        "batch": BATCH,
+        "loss": [MARGIN, SCALE],
+        "learning_rates": [LEARNING_RATE, CLASS_LEARNING_RATE],
+        "weight_decay": WEIGHT_DECAY,
+        "unseen": [UNSEEN_PEOPLE, UNSEEN_PICTURES],
+        "repetitions": REPETITIONS,
+    }
+
+
 def class_part(run: Run) -> dict[str, float]:
     """Time and memory of what in a step depends on the number of classes, alone."""
     classes, moments = run.training.classes, run.training.class_moments
@@ -113,7 +140,6 @@ def table(results: dict[Arm, list[dict[str, Any]]]) -> str:
     """Markdown: verification, its difference to the arm with all rows, time and memory."""
     of_first = next(iter(results.values()))
     first = of_first[0]
-    versions = ", ".join(f"{package} {version}" for package, version in first["versions"].items())
     return "\n".join(
         [
             f"{first['identities']:,} people, {first['steps']} steps of {BATCH} pictures, seeds "
@@ -128,7 +154,7 @@ def table(results: dict[Arm, list[dict[str, Any]]]) -> str:
                 for arm, of_arm in results.items()
             ),
             "",
-            f"Made by `python examples/partial_fc.py` on {first['device']} with {versions}.",
+            f"Made by `python examples/partial_fc.py` on {places(itertools.chain(*results.values()))}.",
             "",
         ]
     )
@@ -174,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--table", type=Path, default=written, help="Markdown file (default: %(default)s)")
     parser.add_argument("--identities", type=int, default=IDENTITIES, help="people to train on (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=STEPS, help="of each run (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    parser.add_argument("--seeds", type=int, nargs="+", action=Seeds, default=[0, 1, 2], help="(default: 0 1 2)")
     arms = range(1, len(ARMS) + 1)
     parser.add_argument("--arms", type=int, choices=arms, default=len(ARMS), help="the first so many (default: all)")
     options = parser.parse_args(arguments)
@@ -192,7 +218,12 @@ def main(arguments: list[str] | None = None) -> int:
         return f"{Arm(*trial[:3])}, seed {trial.seed}: EER {result['after_training']['eer']:.4f}"
 
     every = list(itertools.chain(*trials.values()))
-    results = iter(measure_all(every, options.out, measure, program=lambda trial: trial[:3], told=told))
+    try:
+        results = iter(
+            measure_all(every, options.out, measure, made_by=made_by, program=lambda trial: trial[:3], told=told)
+        )
+    except OtherRunError as error:
+        parser.error(str(error))
     by_arm = {arm: list(itertools.islice(results, len(of_arm))) for arm, of_arm in trials.items()}
     options.table.write_text(table(by_arm))
     print(options.table.read_text())

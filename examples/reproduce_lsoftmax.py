@@ -10,12 +10,13 @@ steps, for an accelerator; the third tries everything out in a still smaller pro
 Every loss is trained twice with each seed. On digits 0 to 6 ("open"), where it is then verified on all pairs of test
 pictures of 7, 8 and 9: are two of one digit? And on all ten ("closed"), where the test error is counted. A seed's first
 weights and batches are the same for all losses, and each loss is compared with softmax seed by seed. One JSON file is
-kept for each run; a run whose file is there is not repeated, so the command can be stopped and given again.
+kept for each run; a run whose file is there is not repeated, so the command can be stopped and given again. A file of
+other data or settings is refused.
 """
 
 import argparse
+import functools
 import itertools
-import json
 import statistics
 import sys
 import time
@@ -31,7 +32,7 @@ from tqdm import tqdm
 import margin_softmax as ms
 from feature_circle import load_digits
 from lsoftmax_training import ANNEALING, BUNDLED, LEARNING_RATE, MOMENTUM, PAPER, REDUCED, WEIGHT_DECAY, embed, train
-from measured_runs import measure_all, surroundings
+from measured_runs import OtherRunError, Seeds, kept, measure_all, places, surroundings
 from mnist_files import Digits
 
 LOSSES = {"softmax": 1, "L-Softmax, m = 2": 2, "L-Softmax, m = 3": 3, "L-Softmax, m = 4": 4}
@@ -111,7 +112,7 @@ def measure(trial: Trial, digits: Digits) -> dict[str, Any]:
     tested = digits.test_labels >= (TRAINED_ON if trial.task == "open" else 0)
     pictures, labels = digits.test_pictures[tested], digits.test_labels[tested]
     features = embed(model, pictures)
-    result = {**trial._asdict(), **surroundings(), "made_by": made_by(trial, digits), "last_losses": losses[-10:]}
+    result = {**trial._asdict(), **surroundings(), "last_losses": losses[-10:]}
     if trial.task == "open":
         result["raw_pixels"] = verified(pictures.reshape(len(pictures), -1).astype(np.float32), labels)
     finite = np.isfinite(features).all() and np.isfinite(losses).all()
@@ -142,7 +143,11 @@ def angles(features: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {"within": float(jnp.degrees(within)), "between": float(jnp.degrees(jnp.stack(between).min()))}
 
 
-def made_by(trial: Trial, digits: Digits) -> dict[str, Any]:
+def checksums(digits: Digits) -> list[int]:
+    return [zlib.crc32(part.tobytes()) for part in digits]
+
+
+def made_by(trial: Trial, data: Sequence[int]) -> dict[str, Any]:
     """What a result depends on besides its trial: the settings that this file and the one beside it have now."""
     protocol = PROTOCOLS[trial.protocol]
     return {
@@ -150,29 +155,8 @@ def made_by(trial: Trial, digits: Digits) -> dict[str, Any]:
         "trunk": protocol.trunk.__name__,
         "optimiser": [LEARNING_RATE, MOMENTUM, WEIGHT_DECAY],
         "annealing": ANNEALING,
-        "data": [zlib.crc32(part.tobytes()) for part in digits],
+        "data": data,
     }
-
-
-def kept(trials: Sequence[Trial], folder: Path, digits: Digits) -> dict[Trial, dict[str, Any]]:
-    """Those that were run; a file that is damaged, or of other data or settings, raises `ValueError`."""
-    results = {}
-    for trial in trials:
-        path = trial.file(folder)
-        if not path.exists():
-            continue
-        try:
-            result = json.loads(path.read_text())
-            same = result["made_by"] == json.loads(json.dumps(made_by(trial, digits)))
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}: expected the JSON of an earlier run, came something else. Delete it.") from None
-        if not same:
-            raise ValueError(
-                f"{path}: expected a run of these data and settings, came one of others. Delete it, or give another "
-                "folder by --out."
-            )
-        results[trial] = result
-    return results
 
 
 def tables(protocol: str, results: dict[Trial, dict[str, Any]], seeds: Sequence[int]) -> list[str]:
@@ -251,8 +235,7 @@ def heading(protocol: str) -> str:
 def made_on(results: Sequence[dict[str, Any]]) -> str:
     if not results:
         return "Not run."
-    places = {f"{r['device']} with " + ", ".join(f"{p} {v}" for p, v in r["versions"].items()): None for r in results}
-    return f"Means ± standard errors over the seeds. Made on {'; and on '.join(places)}."
+    return f"Means ± standard errors over the seeds. Made on {places(results)}."
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
@@ -261,7 +244,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, arg
     parser.add_argument("--out", type=Path, default=Path("lsoftmax_runs"), help="one file a run (default: %(default)s)")
     parser.add_argument("--table", type=Path, default=Path("lsoftmax.md"), help="Markdown (default: %(default)s)")
     parser.add_argument("--paper", action="store_true", help="the paper's own network and schedule, on MNIST")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="(default: 0 1 2)")
+    parser.add_argument("--seeds", type=int, nargs="+", action=Seeds, default=SEEDS, help="(default: 0 1 2)")
     parser.add_argument("--tasks", choices=TASKS, nargs="+", default=TASKS, help="which to run (default: both)")
     parser.add_argument("--only-table", action="store_true", help="run nothing; make the table of the runs there are")
     return parser, parser.parse_args(arguments)
@@ -269,8 +252,6 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, arg
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser, options = parse(arguments)
-    if min(options.seeds) < 0 or len(set(options.seeds)) < len(options.seeds):
-        parser.error(f"--seeds: expected different numbers from 0 on, came {options.seeds}.")
     bundled = options.data == "digits"
     if options.paper and bundled:
         parser.error("--paper: expected --data mnist:FOLDER with it, came scikit-learn's digits.")
@@ -289,14 +270,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         digits = load(options.data)
-        kept(every, options.out, digits)
-    except ValueError as error:
+        made = functools.partial(made_by, data=checksums(digits))
+        kept(every, options.out, made)
+    except (ValueError, OtherRunError) as error:
         parser.error(str(error))
     if not options.only_table:
         measure_all(
-            wanted, options.out, lambda t: measure(t, digits), program=lambda t: (t.protocol, t.task), told=told
+            wanted,
+            options.out,
+            lambda t: measure(t, digits),
+            made_by=made,
+            program=lambda t: (t.protocol, t.task),
+            told=told,
         )
-    results = kept(every, options.out, digits)
+    results = kept(every, options.out, made)
     text = "\n".join(line for protocol in shown for line in tables(protocol, results, options.seeds))
     options.table.parent.mkdir(parents=True, exist_ok=True)
     options.table.write_text(text)

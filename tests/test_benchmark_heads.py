@@ -45,6 +45,9 @@ def test_one_command_makes_tables_pictures_and_a_file_for_each_shape(tmp_path, m
     monkeypatch.setattr(benchmark_heads, "measure", again)
     assert benchmark_heads.main([*command, "--block-size", "16"]) == 0
     assert capsys.readouterr().out == printed[printed.index("float32, 2 rounds") :]
+    monkeypatch.setattr(benchmark_heads, "SCALE", 32.0)
+    with pytest.raises(SystemExit, match=r"B8-D4-C50.*made_by loss was \[0\.35, 64\.0\], is \[0\.35, 32\.0\]"):
+        benchmark_heads.main([*command, "--block-size", "16"])
 
 
 def test_candidates_compute_one_loss():

@@ -128,6 +128,7 @@ def test_faces_are_compared(file, images, capsys):
     assert f"{names[0]}  {names[1]}  {expected[0, 1]:.3f}  two people" in printed
     for row, line in zip(expected, printed.splitlines()[1:4], strict=True):
         np.testing.assert_allclose([float(number) for number in line.split()[2:]], row, atol=6e-4)
+    assert "At a false accept rate of\n0.01 two pictures are of one person from a cosine of 0.750 on" in printed
     answer = json.loads(told(capsys, file, *names, "--json", "--far", "0.1"))
     np.testing.assert_allclose(answer["cosines"], expected, atol=1e-5)
     assert answer["threshold"] == 0.25
@@ -135,6 +136,15 @@ def test_faces_are_compared(file, images, capsys):
     assert answer["same"] == (expected >= 0.25).tolist()
     halved = json.loads(told(capsys, file, names[0], images / "large.png", "--resize", "--json"))
     assert halved["cosines"][0][1] > 0.8
+
+
+def test_the_smallest_rate_of_the_file_is_taken_where_none_is_asked_for(images, tmp_path, capsys):
+    """Of LFW's 500 impostor pairs there is one rate alone."""
+    exported_embedding.write(tmp_path / "lfw.zip", embed, PICTURES, {0.1: 0.5}, measured_on="lfw-dev-test")
+    names = images / "0.png", images / "2.png"
+    assert "At a false accept rate of\n0.1 two pictures are" in told(capsys, tmp_path / "lfw.zip", *names)
+    answer = json.loads(told(capsys, tmp_path / "lfw.zip", *names, "--json"))
+    assert (answer["far"], answer["threshold"]) == (0.1, 0.5)
 
 
 @pytest.mark.parametrize(

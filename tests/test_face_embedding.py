@@ -19,6 +19,7 @@ from flax import nnx
 
 import face_data
 import face_embedding
+import face_training
 import face_verification
 import margin_softmax as ms
 import margin_table
@@ -546,6 +547,58 @@ def test_the_three_lines_are_insightfaces(monkeypatch):
         f"[made][7]Accuracy-Flip: {np.mean(accuracies):.5f}+-{np.std(accuracies):.5f}",
         "[made][7]Accuracy-Highest: 0.99000",
     ]
+
+
+SETS = {
+    "all pairs": ms.verification.all_pairs(np.arange(23))[0],
+    "a few, in disorder": np.random.default_rng(1).permutation(23)[:22].reshape(-1, 2),
+    "neighbours, some twice": np.array([[0, 1], [2, 3], [0, 1], [22, 21], [7, 7]]),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("at_once", [1, 4, 100])
+def test_raw_pixels_are_cosines_whose_floats_are_few_and_made_seldom(name, at_once, monkeypatch):
+    pictures = np.random.default_rng(0).integers(0, 256, (23, 5, 4, 3), np.uint8)
+    pictures[4] = 0
+    pairs = Pairs("p", pictures, SETS[name], np.arange(len(SETS[name])) % 2 == 0)
+    made, as_floats = [], face_verification.as_floats
+    monkeypatch.setattr(face_verification, "as_floats", lambda *some: made.append(as_floats(*some)) or made[-1])
+    monkeypatch.setattr(face_verification, "FLOAT_BYTES", at_once * 4 * pictures[0].size)
+    scores = face_verification.raw_pixels(pairs)
+    flat = pictures.reshape(23, -1).astype(np.float32)
+    np.testing.assert_allclose(scores.scores, ms.verification.pair_cosines(flat, pairs.pairs), atol=1e-6)
+    np.testing.assert_array_equal(scores.same, pairs.same)
+    assert {rows.shape for rows in made} == {(min(at_once, 23), 60)}
+    first, second = (-(-len(np.unique(side)) // at_once) for side in pairs.pairs.T)
+    assert len(made) <= first * (1 + second)  # and not once for each pair
+
+
+def test_features_are_sums_over_both_images_and_norms_their_means(faces):
+    run, pictures = a_run(faces, "plain()"), faces.validation[0].pictures[:3]
+    features, norms = face_training.embed(run.model, pictures)
+    run.model.eval()
+    seen = face_training.standardise(face_training.as_seen(jnp.asarray(pictures), (32, 32)))
+    upright, mirrored = (np.float64(run.model(both)) for both in (seen, seen[:, :, ::-1]))
+    np.testing.assert_allclose(features, upright + mirrored, atol=1e-4)
+    lengths = [np.linalg.norm(each, axis=1) for each in (upright, mirrored)]
+    np.testing.assert_allclose(norms, np.mean(lengths, axis=0), rtol=1e-5)
+    unit = face_training.frozen(run.model.backbone)(pictures)
+    directions = (upright + mirrored) / np.linalg.norm(upright + mirrored, axis=1, keepdims=True)
+    np.testing.assert_allclose(unit, directions, atol=1e-5)
+
+
+@pytest.mark.parametrize("recipe", [SMALL, RESIDUAL])
+def test_the_record_of_a_recipe_has_its_numbers(recipe):
+    record = json.loads(json.dumps(recipe.record()))
+    assert record.keys() == {*recipe._fields} - {"margin"}
+    assert record["backbone"]["widths"] == ([16, 32, 64] if recipe is SMALL else [64, 64, 128, 256])
+    assert record["optimiser"]["weight_decay"] == 0.05
+    assert record["learning_rate"]["peak"] == (3e-3 if recipe is SMALL else 1.5e-2)
+    assert record["changes"]["turn"] == list(recipe.changes.turn)
+    longer = recipe._replace(steps=functools.partial(recipe.steps, **{"steps" if recipe is SMALL else "epochs": 640}))
+    assert longer.steps(256) > recipe.steps(256)
+    assert longer.record() != recipe.record()
 
 
 def test_each_fold_has_its_share_of_both_kinds(faces):

@@ -1,5 +1,6 @@
 """The table of LFW, from a small archive of the same layout: a run, what is kept of it, and the tables."""
 
+import functools
 import json
 import math
 
@@ -12,6 +13,7 @@ import lfw_table
 import margin_softmax as ms
 from face_recipes import SMALL
 from faces.lfw import Lfw, read_lfw, write_lfw
+from measured_runs import surroundings
 
 pytestmark = pytest.mark.usefixtures("as_users_have_it")
 
@@ -111,17 +113,112 @@ def test_losses_are_measured_once_and_tabled(archive, tmp_path, monkeypatch, cap
     monkeypatch.setattr(lfw_table, "measure", None)  # what is kept is not measured again
     assert lfw_table.main(arguments) == 0
 
-    files[0].write_text(json.dumps({**result, "epochs": 7}))
+    files[0].write_text(json.dumps({**result, "device": "another"}))
     with pytest.raises(SystemExit):
         lfw_table.main(arguments)
-    assert "expected runs that agree on epochs, came" in capsys.readouterr().err
+    assert "expected runs that agree on device, those still to be made here among them, came" in capsys.readouterr().err
+
+
+def development(archive, tmp_path, *more):
+    return ["--lfw", str(archive), "--out", str(tmp_path / "runs"), "--table", str(tmp_path / "t.md"), *more]
+
+
+def made_up(trial, archive, accuracy=0.5):
+    """In place of a run."""
+    figures = dict.fromkeys(("accuracy", "accuracy_training_pairs", "accuracy_test_pairs", "eer", "auc"), accuracy)
+    scores = {"cosine": figures, "normalised": figures}
+    return {
+        **trial._asdict(), **surroundings(), "people": 12, "pictures": 36, "steps": 3, "seconds": 60.0,
+        "raw_pixels": scores, "after_training": scores,
+    }  # fmt: skip
+
+
+def refused(arguments, capsys):
+    with pytest.raises(SystemExit):
+        lfw_table.main(arguments)
+    return capsys.readouterr().err
+
+
+def test_runs_of_another_archive_or_other_settings_are_refused_before_any_is_made(
+    archive, tmp_path, monkeypatch, capsys
+):
+    arguments = development(archive, tmp_path)
+    monkeypatch.setattr(lfw_table, "measure", made_up)
+    assert lfw_table.main(arguments) == 0
+    kept = lfw_table.Trial("plain()", 0).file(tmp_path / "runs")
+    for file in (tmp_path / "runs").iterdir():
+        if file != kept:
+            file.unlink()  # so that there is something to be made, which must not be
+    monkeypatch.setattr(lfw_table, "measure", None)
+    lfw = read_lfw(archive)
+    write_lfw(tmp_path / "other.npz", lfw._replace(pictures=lfw.pictures[::-1]))
+    told = refused(development(tmp_path / "other.npz", tmp_path), capsys)
+    assert f"{kept}: expected a run of these data and settings" in told
+    assert "made_by archive was " in told
+    assert "Delete it, or give another folder by --out" in told
+    recipe = lfw_table.RESIDUAL
+    for name, value, words in (
+        ("ZOOMS", (1.0,), "made_by zooms was [0.93, 1.0, 1.07], is [1.0]"),
+        ("FALSE_ACCEPTS", 0.01, "made_by false_accepts was 0.1, is 0.01"),
+        ("RESIDUAL", recipe._replace(batch=13), "made_by recipe batch was 12, is 13"),
+        ("RESIDUAL", recipe._replace(changes=recipe.changes._replace(turn=(0.0, 0.0))),
+         "made_by recipe changes turn was [-0.17, 0.17], is [0.0, 0.0]"),
+        ("RESIDUAL", recipe._replace(optimiser=functools.partial(recipe.optimiser, weight_decay=0.5)),
+         "made_by recipe optimiser weight_decay was 0.05, is 0.5"),
+    ):  # fmt: skip
+        with monkeypatch.context() as changed:
+            changed.setattr(lfw_table, name, value)
+            assert words in refused(arguments, capsys)
+
+
+def test_columns_and_text_say_on_which_pairs_things_were_chosen(archive, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(lfw_table, "measure", functools.partial(made_up, accuracy=0.9))
+    assert lfw_table.main(development(archive, tmp_path)) == 0
+    printed = capsys.readouterr().out
+    for column in (
+        "accuracy, threshold: 10 % of the training impostors",
+        "of plain cosines, threshold: 10 % of the training impostors",
+        "at the training pairs' best threshold",
+        "at the test pairs' own best threshold",
+        "EER of the test pairs",
+    ):
+        assert f"| {column} |" in printed
+    assert "were chosen by looking at these very test pairs" in printed
+    error = (0.9 * 0.1 / 16) ** 0.5  # pairs of eight people, two for each
+    assert f"Of 16 pairs an accuracy of 0.900 has a standard error of {error:.3f}" in printed
+    here = surroundings()
+    assert f"on {here['device']}, {here['cores']} core" in printed
+    assert f" of {here['processor']}, with python " in printed
+
+
+def test_folds_say_what_they_share_with_the_development_split(archive, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(lfw_table, "measure", made_up)
+    assert lfw_table.main(development(archive, tmp_path, "--folds", "arcface(margin=0.2, scale=16)")) == 0
+    # Eight genuine pairs, and every second of the ring of eight impostor pairs, are those of the folds of two people.
+    shared = "of those 16 pairs 12 are also pairs of the folds, and of their 8 people 8 are in them."
+    assert shared in capsys.readouterr().out
+    names = "pairs_dev_train", "pairs_dev_train_same", "pairs_dev_test", "pairs_dev_test_same"
+    without = read_lfw(archive)._replace(**dict.fromkeys(names))
+    assert lfw_table.of_shared_people(without).endswith("scores were chosen.")
+
+
+def test_folds_that_the_archive_lacks_are_refused_before_any_training(archive, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(lfw_table, "measure", None)
+    lfw, path = read_lfw(archive), tmp_path / "few.npz"
+    halved = {key: getattr(lfw, key) // 2 for key in ("person_fold", "pairs_10folds_fold")}
+    write_lfw(path, lfw._replace(**halved))
+    told = refused(development(path, tmp_path, "--folds", "plain()"), capsys)
+    assert "--folds: expected an archive with 10 folds, came one with 5. Make it anew" in told
+
+
+@pytest.mark.parametrize("seeds", [["0", "0"], ["-1"], [str(2**32)]])
+def test_seeds_that_would_be_one_are_refused(seeds, archive, tmp_path, capsys):
+    told = refused(development(archive, tmp_path, "--seeds", *seeds), capsys)
+    assert f"--seeds: expected different numbers from 0 to 4294967295, came [{', '.join(seeds)}]" in told
 
 
 def test_machines_share_the_runs(archive, tmp_path, monkeypatch, capsys):
-    def measured(trial, lfw):
-        return {**trial._asdict(), "after_training": {"normalised": {"accuracy": 0.5}}}
-
-    monkeypatch.setattr(lfw_table, "measure", measured)
+    monkeypatch.setattr(lfw_table, "measure", made_up)
     arguments = ["--lfw", str(archive), "--table", str(tmp_path / "t.md"), "--part"]
     for part in ("1/2", "2/2"):
         assert lfw_table.main([*arguments, part, "--out", str(tmp_path / part[0])]) == 0

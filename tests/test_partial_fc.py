@@ -52,13 +52,31 @@ def test_a_run_is_measured_and_kept(tmp_path, monkeypatch, capsys):
     assert partial_fc.main(arguments) == 0
     with pytest.raises(SystemExit):
         partial_fc.main(["--identities", "79"])
+    capsys.readouterr()
+    for setting, value, words in (
+        ("BATCH", 7, "made_by batch was 8, is 7"), ("UNSEEN_PEOPLE", 3, "made_by unseen was [4, 5], is [3, 5]"),
+    ):  # fmt: skip
+        with monkeypatch.context() as changed:
+            changed.setattr(partial_fc, setting, value)
+            with pytest.raises(SystemExit):
+                partial_fc.main(arguments)
+        told = capsys.readouterr().err
+        assert f"{file}: expected a run of these data and settings" in told
+        assert words in told
+
+
+def test_a_seed_twice_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        partial_fc.main(["--seeds", "0", "0"])
+    assert "--seeds: expected different numbers from 0 to 4294967295, came [0, 0]" in capsys.readouterr().err
 
 
 def test_the_table_takes_differences_seed_by_seed():
     def result(arm, seed, eer):
         class_part = {"seconds": 0.01, "temporary_bytes": 2**20, "kept_bytes": 2**20}
         return {
-            **Trial(*arm, seed, 20_000, 600)._asdict(), "device": "cpu", "versions": {"jax": jax.__version__},
+            **Trial(*arm, seed, 20_000, 600)._asdict(),
+            "device": "cpu", "cores": 2, "processor": "a kind", "versions": {"jax": "1"},
             "raw_pixels": {"eer": 0.4}, "after_training": {"eer": eer}, "seconds_per_step": 0.1,
             "class_part": class_part,
         }  # fmt: skip
@@ -71,3 +89,4 @@ def test_the_table_takes_differences_seed_by_seed():
     assert lines[4].startswith("| raw pixels | 0.4000 (0.0000) |")
     assert lines[5].startswith("| all rows, momentum 0.9 | 0.0500 (0.0100) | 0.12 |  | 100 ms | 10.0 ms | 1.0 MiB |")
     assert "| 0.0667 (0.0153) | 0.17 | +0.0167 ± 0.0067 |" in lines[6]
+    assert lines[-1] == "Made by `python examples/partial_fc.py` on cpu, 2 cores of a kind, with jax 1."

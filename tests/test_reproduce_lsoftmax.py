@@ -230,8 +230,8 @@ def test_what_was_not_run_says_so_and_what_diverged_too(command, tmp_path, monke
         figures = None if trial.margin == 4 else dict(eer=0.1, tar=0.5, error=0.0031, within=10.0, between=40.0)
         return {
             **trial._asdict(),
-            **dict(device="a device", versions={"jax": "1"}, seconds=90.0, figures=figures, last_losses=[1.0]),
-            "made_by": table.made_by(trial, digits),
+            **dict(device="a device", cores=2, processor="a kind", versions={"jax": "1"}),
+            **dict(seconds=90.0, figures=figures, last_losses=[1.0]),
         }
 
     monkeypatch.setattr(table, "measure", measured)
@@ -243,7 +243,7 @@ def test_what_was_not_run_says_so_and_what_diverged_too(command, tmp_path, monke
     assert "Not run." in reduced
     assert "| L-Softmax, m = 3 | 0.31 | 0.31 | 10.0 | 40.0 | +0.00 | +0.0 | 1 | 1.5 |" in paper
     assert "| L-Softmax, m = 4 | 0.31 | diverged | diverged | diverged |  |  | 0, 1 diverged | 1.5 |" in paper
-    assert "Made on a device with jax 1." in paper
+    assert "Made on a device, 2 cores of a kind, with jax 1." in paper
     files = sorted(file.name for file in (tmp_path / "runs").iterdir())
     assert files == [f"paper-closed-m{m}-seed0.json" for m in (1, 2, 3, 4)]
     assert command("--data", "mnist:x", "--seeds", "0", "--only-table") == text
@@ -263,13 +263,14 @@ def test_a_run_that_is_not_finite_has_no_figures(where, monkeypatch):
 
 def test_files_of_other_runs_are_refused_before_anything_is_trained(command, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(table, "measure", None)
-    path = table.Trial("bundled", "open", 2, 1).file(tmp_path / "runs")
+    trial = table.Trial("bundled", "open", 2, 1)
+    path = trial.file(tmp_path / "runs")
     path.parent.mkdir()
-    other = table.made_by(table.Trial("bundled", "open", 2, 1), made_up()) | {"steps": 7}
+    other = table.made_by(trial, table.checksums(made_up())) | {"steps": 7}
     for content, words in (
-        (json.dumps({"made_by": other}), "expected a run of these data and settings"),
-        ('{"made_by": ', "expected the JSON of an earlier run"),
-        ("[]", "expected the JSON of an earlier run"),
+        (json.dumps({**trial._asdict(), "made_by": other}), "expected a run of these data and settings"),
+        ('{"made_by": ', "expected the JSON of a run"),
+        ("[]", "expected the JSON of a run"),
     ):
         path.write_text(content)
         with pytest.raises(SystemExit):
@@ -281,8 +282,8 @@ def test_files_of_other_runs_are_refused_before_anything_is_trained(command, tmp
 
 WRONG = {
     "paper on digits": (["--paper"], "--paper: expected --data mnist:FOLDER with it"),
-    "a seed twice": (["--seeds", "1", "1"], r"--seeds: expected different numbers from 0 on, came [1, 1]"),
-    "a negative seed": (["--seeds", "-1"], r"--seeds: expected different numbers from 0 on, came [-1]"),
+    "a seed twice": (["--seeds", "1", "1"], r"--seeds: expected different numbers from 0 to 4294967295, came [1, 1]"),
+    "a negative seed": (["--seeds", "-1"], r"--seeds: expected different numbers from 0 to 4294967295, came [-1]"),
     "other data": (["--data", "cifar"], "expected digits or mnist:FOLDER"),
 }
 
