@@ -188,17 +188,18 @@ FORMULAS = """[...document.querySelectorAll('math')].filter((math) => {
 }).length"""
 
 
-def test_every_page_opens_on_a_phone(browser, server, pages):
+@pytest.mark.parametrize("width", [390, 1280], ids=["phone", "desktop"])
+def test_every_page_opens(browser, server, pages, width):
     """Without a complaint, without another host, all formulas drawn, and no wider than the screen."""
     for name in sorted(pages):
         if name == "404.html":
             continue
-        browser.open(f"{server}/{name}", width=390, height=800)
+        browser.open(f"{server}/{name}", width=width, height=800)
         assert browser.errors == [], name
         assert browser.requests, name
         assert all(url.startswith((server, "data:")) for url in browser.requests), name
         assert browser.run(FORMULAS) == 0, name
-        assert browser.run("document.documentElement.scrollWidth") <= 390, name
+        assert browser.run("document.documentElement.scrollWidth") <= width, name
 
 
 HITS = """new Promise((done) => {

@@ -152,10 +152,12 @@
   }
 
   // The angle to the other class at which both logits are equal. Below it no angle is large enough: 180 degrees.
-  const boundaryPoints = (margin) => EVERY_HALF_DEGREE.filter((a) => a <= 90).map((a) => {
+  const boundaryDegrees = (margin, a) => {
     const other = boundary(margin, a * DEGREE);
-    return [a, Number.isNaN(other) ? 180 : other / DEGREE];
-  });
+    return Number.isNaN(other) ? 180 : other / DEGREE;
+  };
+  const boundaryPoints = (margin) =>
+    EVERY_HALF_DEGREE.filter((a) => a <= 90).map((a) => [a, boundaryDegrees(margin, a)]);
   const mirrored = (points) => points.map(([a, b]) => [b, a]);
 
   function boundaryPanel({ margins, own, theta }) {
@@ -169,7 +171,7 @@
       drawn.curve(boundaryPoints(margin), margin);
       drawn.curve(mirrored(boundaryPoints(margin)), margin);
     }
-    drawn.dot(theta / DEGREE, boundary(own, theta) / DEGREE || 180);
+    drawn.dot(theta / DEGREE, boundaryDegrees(own, theta / DEGREE));
     drawn.word(12, 83, "class 1");
     drawn.word(78, 4, "class 2");
     return drawn.svg;
