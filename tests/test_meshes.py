@@ -95,9 +95,7 @@ def test_everything_else_takes_examples_that_are_split():
         }
 
     theirs = jax.jit(results)(x, w, y)
-    for by_row in (P(), P("data")):
+    for run, by_row in ((results, P()), (jax.jit(results), P("data"))):
         with jax.set_mesh(mesh_of(AxisType.Explicit)):
-            split = jax.device_put(x, P("data")), jax.device_put(w, by_row), jax.device_put(y, P("data"))
-            for run in (results, jax.jit(results)):
-                ours = run(*split)
-                jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), ours, theirs)
+            ours = run(jax.device_put(x, P("data")), jax.device_put(w, by_row), jax.device_put(y, P("data")))
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), ours, theirs)
