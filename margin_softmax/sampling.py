@@ -58,7 +58,7 @@ def sample_classes(
       num_classes: C, static. Rows of padding after the C-th, up to the next multiple of the devices, are never drawn.
       num_sampled: S, static; at most C, and so many that the classes of any batch fit: at least min(B, C), or of every
         device's share as many as the batch could have there.
-      head: where the class rows are. Static.
+      head: where the class rows are: `ms.sharded(...)`, or any head of one device. Static.
 
     Returns:
       A `Sample`.

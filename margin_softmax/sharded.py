@@ -142,7 +142,8 @@ def sharded(axis_name: str | tuple[str, ...], inner: Blockwise = INNER, mesh: Me
     Explicit. Weights are best placed with `NamedSharding(mesh, P(axis_name))`; C need not be a multiple of the axis,
     though placing them then needs rows of padding, which is a copy. Inside a `shard_map` of the caller's that maps the
     axis, weights are the device's own rows, `[C / n, D]`, labels stay those of all C classes, and the examples must be
-    the same along the axis.
+    the same along the axis. A `shard_map` that maps another axis should map this one, too: where it is left to the
+    compiler, JAX 0.10 and 0.12 do not lower the gradient.
 
     Args:
       axis_name: mesh axis over which the classes are split, or several.
