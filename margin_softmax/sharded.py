@@ -59,6 +59,8 @@ class Sharded:
 
     def _context(self) -> Mesh | AbstractMesh:
         mesh = jax.sharding.get_abstract_mesh()
+        # Where it is this very mesh that is set, its Explicit axes may be the compiler's for a while: it says so, and
+        # the one given here does not.
         if self.mesh is not None and dict(self.mesh.shape) != dict(mesh.shape):
             mesh = self.mesh
         missing = [axis for axis in self._axes() if axis not in mesh.axis_names]
