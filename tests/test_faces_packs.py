@@ -1,6 +1,7 @@
 """Verification packs: every way in which they were pickled, and pickles that are refused without being run."""
 
 import copyreg
+import io
 import os
 import pickle
 import struct
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from faces import packs
 from faces.images import decode, encode
@@ -182,7 +184,7 @@ HARD_ON_PYTHON = {
     "the whole": (DEEP + b".", "a list and a list; came another"),
     "lists": (b"]" * 100_000 + b"a" * 99_999 + b".", "a list and a list; came another"),
     "a list of itself": (b"]q\x00h\x00ah\x00h\x00\x86.", "for pair 0, .* came list"),
-    "pictures": (b"](" + DEEP + b"Ne](\x88e\x86.", "picture 0: expected the bytes of a file: came tuple"),
+    "pictures": (b"](" + DEEP + b"Ne](\x88e\x86.", "picture 0, at byte .*: expected the bytes of a file: came tuple"),
     "who is the same": (b"](NNe](" + DEEP + b"e\x86.", "for pair 0, .* came tuple"),
     "a shape": (b"](NNe](cnumpy.core.numeric\n_frombuffer\n(C\x01\x01cnumpy\ndtype\nU\x02b1\x85R(NU\x01|tb("
                 + DEEP + b"tU\x01CtRe\x86.", "for pair 0, .* another shape"),
@@ -213,7 +215,7 @@ def test_calls_of_the_names_that_are_known_are_not_made(tmp_path):
         b"cnumpy\ndtype\n(cnumpy\nndarray\ntR.",
     ):
         path.write_bytes(b"((l" + call[2 if call[:1] == b"\x80" else 0 : -1] + b"aS'x'\na(lI01\nat.")
-        with pytest.raises(BadFileError, match="picture 0: expected the bytes of a file: came a call of"):
+        with pytest.raises(BadFileError, match=r"picture 0, at byte .*: expected the bytes of a file: came a call"):
             read_pack(path)
 
 
@@ -249,7 +251,7 @@ def test_a_picture_that_is_named_many_times_is_held_once(tmp_path):
     (tmp_path / "x.bin").write_bytes(b"\x80\x02](" + text + b"0" + call + again * 1999 + b"e" + same + b"\x86.")
     tracemalloc.start()
     try:
-        with pytest.raises(BadFileError, match=r"picture 0: expected a picture .* in 1,000,000 bytes"):
+        with pytest.raises(BadFileError, match=r"picture 0, at byte 13: expected a picture .* in 1,000,000 b"):
             read_pack(tmp_path / "x.bin")
         assert tracemalloc.get_traced_memory()[1] < 3 * 10**7
     finally:
@@ -273,6 +275,8 @@ def of(files, same, protocol=4):
 
 
 SMALL = encode(PICTURES[0][1:], "PNG")
+END = "at byte {end}: "
+UNKNOWN = "This byte is where the pickle ends: that of the entry itself is not known"
 BAD = {
     "empty": (b"", r"at byte 0: expected a pickle of \(pictures, same\), but it ends"),
     "cut": (of(FILES, SAME)[:-300], "at byte .*, but it ends"),
@@ -282,31 +286,30 @@ BAD = {
     "more": (of(FILES, SAME) + b"xyz", "at byte .*: expected the end, as the pickle has ended, came 3 bytes more"),
     "persistent": (b"Pabc\n.", "at byte .*: expected a pickle .* persistent"),
     "buffer": (b"\x80\x05\x97.", "expected a pickle .* out-of-band"),
-    "another thing": (pickle.dumps([FILES]), "a list and a list; came another"),
+    "another thing": (pickle.dumps([FILES]), f"{END}.*a list and a list; came another"),
     "a dictionary": (pickle.dumps({"bins": FILES}), "at byte .*: .*it asks for a dictionary, which no pack needs"),
     "a dictionary of text": (pickle.dumps({"bins": FILES}, 0), "it asks for a dictionary, which no pack needs"),
     "a set": (pickle.dumps({3}), "it asks for a set, which no pack needs"),
     "a frozen set": (pickle.dumps((FILES, frozenset(SAME))), "it asks for a set, which no pack needs"),
     "three": (pickle.dumps((FILES, SAME, 1)), "a list and a list; came another"),
     "pictures are a number": (pickle.dumps((3, SAME)), "a list and a list; came another"),
-    "odd": (of(FILES[:5], SAME), "lfw.bin: expected two pictures for each pair, came 5, an odd number"),
-    "fewer pictures": (of(FILES[:4], SAME), "came 4 pictures and 3 entries of same"),
-    "fewer entries": (of(FILES, SAME[:2]), "came 6 pictures and 2 entries of same"),
-    "none": (of([], []), "expected at least one pair, came none"),
-    "not 0 or 1": (of(FILES, [1, 0, 2]), "for pair 2, whether it is of one person: came another number"),
+    "odd": (of(FILES[:5], SAME), f"lfw.bin, {END}expected two pictures for each pair, came 5, an odd number"),
+    "fewer pictures": (of(FILES[:4], SAME), f"{END}.*came 4 pictures and 3 entries of same"),
+    "fewer entries": (of(FILES, SAME[:2]), f"{END}.*came 6 pictures and 2 entries of same"),
+    "none": (of([], []), f"{END}expected at least one pair, came none"),
+    "not 0 or 1": (of(FILES, [1, 0, 2]), f"{END}.*for pair 2, whether it is .*: came another number. {UNKNOWN}"),
     "vast": (of(FILES, [1, 10**5000, 0]), "for pair 1, .* came another number"),
     "array not 0 or 1": (of(FILES, np.array([1, 0, -1])), "for pair 2, .* came another number"),
     "half": (of(FILES, [1, 0.5, 0]), "for pair 1, .* came float"),
     "reals": (of(FILES, np.ones(3)), "who is the same: came an array of neither booleans nor integers"),
-    "None": (of(FILES, [True, None, True]), "for pair 1, .* came NoneType"),
-    "no list": (of(FILES, 3), "expected a list of who is the same: came int"),
-    "text": (of([*FILES[:3], "x", *FILES[4:]], SAME), "bin, picture 3: expected the bytes of a file: came str"),
-    "reals as picture": (of([np.ones(9), *FILES[1:]], SAME), "picture 0: .* neither booleans nor integers"),
-    "wide array": (of([np.ones(9, int), *FILES[1:]], SAME), "picture 0: .* came an array of int64"),
-    "a picture of numbers": (of([*PICTURES], SAME), "picture 0: .* came 105 numbers that are to have another shape"),
-    "undecodable": (of([*FILES[:4], b"no picture", FILES[5]], SAME), "bin, picture 4, at byte .*: expected a picture"),
-    "empty picture": (of([*FILES[:4], b"", FILES[5]], SAME), "bin, picture 4: expected a picture .* in 0 bytes"),
-    "undecodable array": (of([np.arange(9, dtype="u1"), *FILES[1:]], SAME), "picture 0, at byte .*: expected a pict"),
+    "None": (of(FILES, [True, None, True]), f"{END}.*for pair 1, .* came NoneType. {UNKNOWN}"),
+    "bytes": (of(FILES, [True, b"yes", True]), "for pair 1, .* came bytes"),
+    "no list": (of(FILES, 3), f"{END}expected a list of who is the same: came int. {UNKNOWN}"),
+    "no picture at all": (of([*FILES[:5], None], SAME), f"picture 5, {END}.* of a file: came NoneType. {UNKNOWN}"),
+    "reals as picture": (of([np.ones(9), *FILES[1:]], SAME), "picture 0, at .* neither booleans nor integers"),
+    "wide array": (of([np.ones(9, int), *FILES[1:]], SAME), "picture 0, at .* came an array of int64"),
+    "a picture of numbers": (of([*PICTURES], SAME), "picture 0, at .* came 105 numbers that are to have another"),
+    "empty picture": (of([*FILES[:4], b"", FILES[5]], SAME), "picture 4, at byte .*: expected a picture .* in 0 bytes"),
     "sizes": (of([*FILES[:5], SMALL], SAME), r"picture 5, at byte .*: expected shape \(7, 5, 3\), .* \(6, 5, 3\)"),
 }  # fmt: skip
 
@@ -315,15 +318,65 @@ BAD = {
 def test_what_is_no_pack_is_refused_with_file_and_place(tmp_path, name):
     content, words = BAD[name]
     (tmp_path / "lfw.bin").write_bytes(content)
+    words = words.replace("{end}", f"{len(content):,}")
     with pytest.raises(BadFileError, match=f"(?s){words}") as caught:
         read_pack(tmp_path / "lfw.bin")
     assert str(caught.value).startswith(str(tmp_path / "lfw.bin"))
 
 
-def test_the_byte_of_a_wrong_picture_is_where_it_stands(tmp_path):
-    content = of([*FILES[:4], b"no picture", FILES[5]], SAME)
+def bmp(picture):
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "BMP")
+    return file.getvalue()
+
+
+def arrays(files):
+    return [np.frombuffer(file, np.uint8).copy() for file in files]
+
+
+PLAIN = [bmp(picture) for picture in PICTURES]
+# Some stand in the pack before, in other pictures and between them; and each with another of the same length.
+WRONG = {
+    "junk": (b"no picture", b"No picture"),
+    "two bytes": (b"C\0", b"D\0"),
+    "a letter": (b"a", b"c"),
+    "a zero": (b"\0", b"1"),
+    "an earlier one's beginning": (PLAIN[2][:40], b"C" + PLAIN[2][1:40]),
+    "another size": (bmp(PICTURES[4][1:]), b"C" + bmp(PICTURES[4][1:])[1:]),
+}
+WRITTEN = {
+    **{f"bytes, protocol {n}": lambda files, n=n: of(files, SAME, n) for n in range(6)},
+    **{f"arrays, protocol {n}": lambda files, n=n: of(arrays(files), SAME, n) for n in range(6)},
+    **{f"Python 2, protocol {n}": lambda files, n=n: python2(files, SAME, n) for n in range(3)},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("way", WRITTEN)
+def test_the_byte_of_a_wrong_picture_is_where_it_stands(tmp_path, way, wrong):
+    """There the pickle first differs from that of another picture."""
+    content, other = (WRITTEN[way]([*PLAIN[:4], file, PLAIN[5]]) for file in WRONG[wrong])
+    place = next(place for place, (one, another) in enumerate(zip(content, other, strict=True)) if one != another)
     (tmp_path / "lfw.bin").write_bytes(content)
-    with pytest.raises(BadFileError, match=f"picture 4, at byte {content.index(b'no picture'):,}: "):
+    with pytest.raises(BadFileError, match=f"picture 4, at byte {place:,}: "):
+        read_pack(tmp_path / "lfw.bin")
+
+
+ENTRIES = {
+    "text": ([*FILES[:5], "no bytes"], SAME, b"no bytes", "bytes of a file: came str"),
+    "numbers": ([*FILES[:5], np.arange(50, 59)], SAME, np.arange(50, 59).tobytes(), "came an array of int64"),
+    "a flag": (FILES, [True, np.int64(2**40 + 3), False], struct.pack("<q", 2**40 + 3), "for pair 1, "),
+    "flags": (FILES, np.array([1, 0, 2**40 + 3]), struct.pack("<qqq", 1, 0, 2**40 + 3), "for pair 2, "),
+    "text for flags": (FILES, "true, false, true", b"true, false", "who is the same: came str"),
+}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_the_byte_of_another_entry_is_where_its_data_stands(tmp_path, name):
+    files, same, data, words = ENTRIES[name]
+    content = of(files, same)
+    (tmp_path / "lfw.bin").write_bytes(content)
+    with pytest.raises(BadFileError, match=f"at byte {content.index(data):,}: .*{words}"):
         read_pack(tmp_path / "lfw.bin")
 
 
@@ -365,6 +418,22 @@ def test_a_pack_becomes_an_archive_on_the_command_line(tmp_path, capsys):
     np.testing.assert_array_equal(load_pairs(tmp_path / "lfw.npz").pictures, PICTURES)
     assert main([str(tmp_path / "lfw.bin"), str(tmp_path / "grey.npz"), "--grey"]) == 0
     assert load_pairs(tmp_path / "grey.npz").pictures.shape == (6, 7, 5, 1)
+
+
+def test_the_command_line_says_what_is_wrong_and_leaves_nothing(tmp_path, capsys):
+    (tmp_path / "bad.bin").write_bytes(of(FILES[:5], SAME))
+    (tmp_path / "lfw.bin").write_bytes(of(FILES, SAME))
+    for pack, archive, words in (
+        ("bad.bin", "out.npz", f"error: {tmp_path / 'bad.bin'}, at byte "),
+        ("missing.bin", "out.npz", "missing.bin"),
+        ("lfw.bin", "missing/out.npz", "missing/out.npz"),
+    ):
+        assert main([str(tmp_path / pack), str(tmp_path / archive)]) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("error: ")
+        assert words in err
+    assert {file.name for file in tmp_path.iterdir()} == {"bad.bin", "lfw.bin"}
 
 
 @pytest.mark.parametrize("grey", [False, True])

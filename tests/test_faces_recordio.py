@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import copy
+import errno
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -43,14 +45,16 @@ def data_of(label, key, picture=b"", more=()):
 
 def written(folder, records, name="train", index=True):
     """A `.rec` of (key, bytes of a record) and its `.idx`."""
-    path, offset, lines = folder / f"{name}.rec", 0, []
-    for key, data in records:
-        lines.append(f"{key}\t{offset}\n")
-        offset += len(data)
+    path = folder / f"{name}.rec"
     path.write_bytes(b"".join(data for _, data in records))
     if index:
-        path.with_suffix(".idx").write_text("".join(lines))
+        path.with_suffix(".idx").write_text("".join(lines_of(records)))
     return path
+
+
+def lines_of(records):
+    offsets = itertools.accumulate((len(data) for _, data in records), initial=0)
+    return [f"{key}\t{offset}\n" for (key, _), offset in zip(records, offsets, strict=False)]
 
 
 PEOPLE = [4, 4, 4, 9, 9, 700]
@@ -210,8 +214,8 @@ def test_records_of_equal_ids_are_numbered(tmp_path):
     np.testing.assert_array_equal(index_of(path)[0], [0, 1, 2])
 
 
-def test_workers_threads_and_forks_read_the_same(tmp_path):
-    """Each process that it is pickled for opens the file anew; threads and forks do not disturb one another."""
+def test_workers_and_threads_read_the_same(tmp_path):
+    """Each process that it is pickled for opens the file anew; threads do not disturb one another."""
     records = [(k, part(data_of(k % 3, k, file_of(k)))) for k in range(20)]
     pictures = RecordPictures(written(tmp_path, records))
     expected = [decode(file_of(k), "") for k in range(20)]
@@ -230,6 +234,97 @@ def test_workers_threads_and_forks_read_the_same(tmp_path):
     np.testing.assert_array_equal(twin[19], expected[19])
 
 
+FORKS = """
+import os, sys
+from faces.recordio import RecordPictures
+pictures = RecordPictures(sys.argv[1])
+expected = [pictures[i].tobytes() for i in range(len(pictures))]
+forked = []
+for _ in range(4):
+    process = os.fork()
+    if process == 0:
+        right = all(pictures[i].tobytes() == data for _ in range(50) for i, data in enumerate(expected))
+        os._exit(0 if right else 1)
+    forked.append(process)
+sys.exit(1 if any([os.waitpid(process, 0)[1] for process in forked]) else 0)
+"""
+
+
+def test_forked_processes_read_the_same(tmp_path):
+    """They have one open file, and with it one position in it. Here JAX has threads, and must not be forked."""
+    path = written(tmp_path, [(k, part(data_of(k % 3, k, file_of(k)))) for k in range(20)])
+    environment = os.environ | {"PYTHONPATH": str(EXAMPLES), "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", FORKS, str(path)], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_the_system_cannot_read_is_a_bad_file(tmp_path, monkeypatch):
+    """A training ends in order on a bad file alone, and a disk may go while it runs."""
+    path = written(tmp_path, insightface())
+    pictures = RecordPictures(path)
+
+    def fails(*_, **__):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pread", fails)
+        with pytest.raises(BadFileError, match=rf"record 3, {at(3)}it cannot be read: Stale file handle"):
+            pictures[2]
+        with pytest.raises(BadFileError, match=r"train.rec, at byte 0: it cannot be read: Stale"):
+            index_of(path)
+    monkeypatch.setattr(recordio.mmap, "mmap", fails)
+    with pytest.raises(BadFileError, match=r"train.rec, at byte 0: it cannot be mapped into memory: Stale"):
+        RecordPictures(path)
+
+
+def test_a_folder_stands_for_its_train_rec(tmp_path):
+    path = written(tmp_path, insightface())
+    assert RecordPictures(str(tmp_path)).path == path
+    path.rename(tmp_path / "other.rec")
+    with pytest.raises(BadFileError, match=rf"^{tmp_path}: expected a .rec file, or a folder with train.rec, came one"):
+        RecordPictures(tmp_path)
+
+
+def without(*lines):
+    return lambda text: b"".join(line for i, line in enumerate(text.splitlines(True)) if i not in lines)
+
+
+GAPS = {  # the lines that are lost, the number of the record that is missed there, and what comes in its place
+    "the first": ([0], 0, "one at byte {1}"),
+    "the first two": ([0, 1], 0, "one at byte {2}"),
+    "in the middle": ([2], 2, "one at byte {3}"),
+    "two": ([1, 4], 1, "one at byte {2}"),
+    "the last": ([5], 5, "none, and the file goes on to byte {6}"),
+    "the last three": ([3, 4, 5], 3, "none, and the file goes on to byte {6}"),
+}
+
+
+@pytest.mark.parametrize("is_split", [False, True], ids=["whole", "split"])
+@pytest.mark.parametrize("name", GAPS)
+def test_an_index_that_has_lost_lines_is_refused(tmp_path, name, is_split):
+    """Training on what is left of the pictures would go on without a word."""
+    lost, missed, came = GAPS[name]
+    picture = with_magic_at(8, 20) if is_split else file_of(1)
+    records = [(k, split_by_hand(data_of(k, k, picture + bytes(4 * k)))) for k in range(6)]
+    path = written(tmp_path, records)
+    places = [f"{place:,}" for place in np.cumsum([0, *(len(data) for _, data in records)])]
+    index = path.with_suffix(".idx")
+    whole = index.read_bytes()
+    index.write_bytes(without(*lost)(whole))
+    words = rf"train.rec, at byte {places[missed]}: expected the next record that train.idx names, came "
+    with pytest.raises(BadFileError, match=rf"{words}{came.format(*places)}\. .*write_index, or remove it"):
+        RecordPictures(path)
+    write_index(path)
+    assert index.read_bytes() == whole
+    assert len(RecordPictures(path)) == 6
+
+
+def test_records_may_stand_in_another_order_than_their_keys(tmp_path):
+    path = written(tmp_path, [(k, part(data_of(k, k, file_of(k)))) for k in (3, 0, 2, 1)])
+    assert RecordPictures(path).names == ("0", "1", "2", "3")
+    assert [RecordPictures(path).record(i).id for i in range(4)] == [0, 1, 2, 3]
+
+
 def test_labels_of_more_records_than_are_read_at_once(tmp_path):
     labels = np.random.default_rng(0).integers(0, 50, 1000)
     data = [part(data_of(person, k, b"\x89PNG" * (k % 5 + 1))) for k, person in enumerate(labels)]
@@ -239,10 +334,12 @@ def test_labels_of_more_records_than_are_read_at_once(tmp_path):
         heads = recordio._heads(file.fileno(), path, keys, offsets, at_once=64)
     np.testing.assert_array_equal(heads.labels, labels)
     assert not heads.empty.any()
+    np.testing.assert_array_equal(heads.ends, [*offsets[1:], path.stat().st_size])
 
 
 SOUND = insightface()
-OFFSETS = dict(zip([key for key, _ in SOUND], np.cumsum([0, *(len(data) for _, data in SOUND)]).tolist(), strict=False))
+MORE = 10, b"\0" * 12
+OFFSETS = {int(key): int(offset) for key, offset in map(str.split, lines_of([*SOUND, MORE]))}
 
 
 def damaged(change, key=3):
@@ -301,12 +398,23 @@ BAD = {
         rf"train.rec, {at(3)}expected .* bytes of a record, came 42",
     ),
     "key is missing": (
-        index_with(lambda text: b"".join(line for line in text.splitlines(True) if not line.startswith(b"5"))),
+        index_with(lambda text: text.replace(b"5\t", b"55\t")),
         rf"train.rec, record 0, {at(0)}it says .* keys 1 to 6, but there is none under 5. Is this the file's own index",
     ),
     "last key is missing": (
-        index_with(lambda text: b"".join(line for line in text.splitlines(True) if not line.startswith(b"6"))),
+        index_with(lambda text: text.replace(b"6\t", b"66\t")),
         "keys 1 to 6, but there is none under 6",
+    ),
+    "picture is not in index": (index_with(without(4)), rf"rec, {at(5)}.* names, came one at byte {OFFSETS[6]:,}"),
+    "header is not in index": (index_with(without(6)), rf"rec, {at(0)}.* names, came one at byte {OFFSETS[7]:,}"),
+    "nor are people": (index_with(without(6, 7, 8, 9)), rf"rec, {at(0)}.* names, came none, and the file goes on"),
+    "one record twice": (
+        index_with(lambda text: text.replace(b"2\t%d" % OFFSETS[2], b"2\t0")),
+        rf"train.rec, {at(2)}expected the next record that train.idx names, came one at byte 0\.",
+    ),
+    "more than records": (
+        lambda folder: written(folder, [*SOUND, MORE]).with_suffix(".idx").write_text("".join(lines_of(SOUND))),
+        rf"train.rec, {at(10)}.* names, came none, and the file goes on to byte {OFFSETS[10] + 12:,}",
     ),
     "no picture in it": (replaced(5, part(data_of(9, 5))), "but there is none under 5"),
     "more pictures": (replaced(0, part(data_of(6, 0, more=[9]))), "keys 1 to 5, but they go on to 6"),
@@ -326,7 +434,10 @@ BAD = {
     "one column": (index_with(lambda text: b"1\n2\n3\n4\n"), "idx, at byte 0: .* came b'1'"),
     "no line": (index_with(lambda text: b""), "idx, at byte 0: expected lines .* came b''"),
     "too large": (index_with(lambda text: b"1\t" + b"9" * 19), "idx, at byte 0: "),
-    "twice": (index_with(lambda text: text + b"3\t0\n"), "train.idx: expected every key once, came 3 twice"),
+    "twice": (
+        index_with(lambda text: text.replace(b"\n", b"\r\n").replace(b"8\t", b"3\t0\r\n8\t")),
+        rf"train.idx, at byte {8 + len(''.join(lines_of(SOUND)[:8]))}: expected every key once, came 3 twice",
+    ),
     "negative label": (replaced(4, part(data_of(-1, 4, file_of(4)))), rf"record 4, {at(4)}.* to 16,777,215, came -1"),
     "half a label": (replaced(4, part(data_of(0.5, 4, file_of(4)))), "came 0.5. Labels are float32"),
     "label is NaN": (replaced(4, part(data_of(np.nan, 4, file_of(4)))), "came nan"),

@@ -17,7 +17,8 @@ import io
 import math
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -41,6 +42,13 @@ NEEDLESS = {
     # To hash a key that is nested deeply, Python goes down into it until the process dies.
     "a dictionary": (pickle.EMPTY_DICT, pickle.DICT, pickle.SETITEM, pickle.SETITEMS),
     "a set": (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET),
+}
+# Bytes and text, by the bytes between the opcode and what it holds: of a length, or a quote.
+HOLDING = {
+    0: (pickle.UNICODE,),
+    1: (pickle.STRING, pickle.SHORT_BINSTRING, pickle.SHORT_BINBYTES, pickle.SHORT_BINUNICODE),
+    4: (pickle.BINSTRING, pickle.BINBYTES, pickle.BINUNICODE),
+    8: (pickle.BINBYTES8, pickle.BINUNICODE8),
 }
 
 
@@ -67,31 +75,22 @@ def read_pack(path: Path | str, *, grey: bool = False) -> Pairs:
     if path.stat().st_size > MOST_BYTES:
         raise BadFileError(path, f"expected at most {MOST_BYTES:,} bytes, came {path.stat().st_size:,}.")
     content = path.read_bytes()
-    items, same = _understood(path, _unpickled(path, content))
+    items, same = _understood(path, _unpickled(path, content), len(content))
     pictures = np.empty((0, 0, 0, 0), np.uint8)
     for number, item in enumerate(items):
         name = f"{path}, picture {number}"
         try:
             file = _file(item)
         except ValueError as error:
-            raise BadFileError(name, f"expected the bytes of a file: {error}.") from error
-        try:
-            picture = decode(file, name, grey=grey)
-        except BadFileError as error:
-            raise BadFileError(name, error.args[1], _place(content, file)) from error
+            raise _wrong(name, f"expected the bytes of a file: {error}.", item, len(content)) from error
+        picture = decode(file, name, _place(item), grey=grey)
         if number == 0:
             pictures = _room(path, len(items), picture.shape)
         if picture.shape != pictures.shape[1:]:
             words = f"expected shape {pictures.shape[1:]}, that of picture 0, came {picture.shape}. Resize them first."
-            raise BadFileError(name, words, _place(content, file))
+            raise BadFileError(name, words, _place(item))
         pictures[number] = picture
     return Pairs(path.stem, pictures, np.arange(len(items)).reshape(-1, 2), same)
-
-
-def _place(content: bytes, file: bytes) -> int | None:
-    """The byte at which a picture stands in the pack; None where it stands there in other words."""
-    place = content.find(file) if file else -1
-    return place if place >= 0 else None
 
 
 def _room(path: Path, number: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -99,6 +98,18 @@ def _room(path: Path, number: int, shape: tuple[int, ...]) -> np.ndarray:
     if number * math.prod(shape) > MOST_BYTES:
         raise BadFileError(path, f"expected at most {MOST_BYTES:,} bytes of pictures, came {number:,} of {shape}.")
     return np.empty((number, *shape), np.uint8)
+
+
+class _Bytes(bytes):
+    """As bytes, with the byte of the pickle at which they begin: two that are equal stand at two places."""
+
+    place: int
+
+
+class _Text(str):
+    """As `_Bytes`."""
+
+    place: int
 
 
 class _Name:
@@ -126,8 +137,23 @@ def _refuse(what: str, _: object = None) -> NoReturn:
     raise pickle.UnpicklingError(f"it asks for {what}, which no pack needs and which may be harmful")
 
 
+def _with_place(load: Callable[[Any], None], before: int) -> Callable[[Any], None]:
+    def placed(unpickler: Any) -> None:
+        place = unpickler.tell() + before
+        load(unpickler)
+        held = unpickler.stack[-1]
+        unpickler.stack[-1] = held = _Bytes(held) if isinstance(held, bytes) else _Text(held)
+        held.place = place
+
+    return placed
+
+
 # Written in Python: where the one in C sets aside memory as the file says, this one reads what there is.
 class _Unpickler(pickle._Unpickler):
+    def __init__(self, stream: io.BytesIO):
+        super().__init__(stream, encoding="bytes")
+        self.tell = stream.tell
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in NAMES:
             _refuse(f"{module}.{name}")
@@ -140,12 +166,22 @@ class _Unpickler(pickle._Unpickler):
             _refuse("a call of what is no name, or with what is no tuple")
         self.stack[-1] = _Call(name.name, arguments)
 
+    def _name(self: Any) -> None:
+        self.stack[-2:] = [str(item) if isinstance(item, _Text) else item for item in self.stack[-2:]]
+        pickle._Unpickler.dispatch[pickle.STACK_GLOBAL[0]](self)  # of `str` itself, and of nothing derived from it
+
     def _pass_over_frame(self) -> None:
         self.read(8)  # pyright: ignore[reportAttributeAccessIssue]: frames are for reading ahead
 
     dispatch = pickle._Unpickler.dispatch | {
         pickle.FRAME[0]: _pass_over_frame,
-        pickle.BYTEARRAY8[0]: pickle._Unpickler.dispatch[pickle.BINBYTES8[0]],
+        **{
+            code[0]: _with_place(pickle._Unpickler.dispatch[code[0]], before)
+            for before, codes in HOLDING.items()
+            for code in codes
+        },
+        pickle.BYTEARRAY8[0]: _with_place(pickle._Unpickler.dispatch[pickle.BINBYTES8[0]], 8),
+        pickle.STACK_GLOBAL[0]: _name,
         pickle.REDUCE[0]: _note,
         **{code[0]: functools.partial(_refuse, what) for what, codes in NEEDLESS.items() for code in codes},
     }
@@ -155,7 +191,7 @@ def _unpickled(path: Path, content: bytes) -> object:
     """What the pickle holds, with `_Call` where it asks for one."""
     stream = io.BytesIO(content)
     try:
-        tree = _Unpickler(stream, encoding="bytes").load()
+        tree = _Unpickler(stream).load()
     except Exception as error:  # of a damaged pickle it raises anything
         ended = stream.tell() == len(content) and not isinstance(error, pickle.UnpicklingError)
         reason = "it ends" if ended else str(error) or type(error).__name__
@@ -166,34 +202,51 @@ def _unpickled(path: Path, content: bytes) -> object:
     return tree
 
 
-def _understood(path: Path, tree: object) -> tuple[Sequence[object], np.ndarray]:
-    """The pictures, as the pickle has them, and `[M]`, bool, who is the same."""
+def _understood(path: Path, tree: object, end: int) -> tuple[Sequence[object], np.ndarray]:
+    """The pictures, as the pickle has them, and `[M]`, bool, who is the same. `end` is where the pickle ends."""
     if not (isinstance(tree, tuple | list) and len(tree) == 2 and isinstance(tree[0], tuple | list)):
-        raise BadFileError(path, "expected a pickle of (pictures, same), a list and a list; came another.")
-    items, same = tree[0], _same(path, tree[1])
+        raise BadFileError(path, "expected a pickle of (pictures, same), a list and a list; came another.", end)
+    items, same = tree[0], _same(path, tree[1], end)
     if len(items) % 2:
-        raise BadFileError(path, f"expected two pictures for each pair, came {len(items):,}, an odd number.")
+        raise BadFileError(path, f"expected two pictures for each pair, came {len(items):,}, an odd number.", end)
     if len(items) != 2 * len(same):
         words = f"expected two pictures for each pair, came {len(items):,} pictures and {len(same):,} entries of same."
-        raise BadFileError(path, words)
+        raise BadFileError(path, words, end)
     if not items:
-        raise BadFileError(path, "expected at least one pair, came none.")
+        raise BadFileError(path, "expected at least one pair, came none.", end)
     return items, same
 
 
-def _same(path: Path, tree: object) -> np.ndarray:
+def _same(path: Path, tree: object, end: int) -> np.ndarray:
     try:
         items = tree if isinstance(tree, tuple | list) else _array(tree).tolist()
     except ValueError as error:
-        raise BadFileError(path, f"expected a list of who is the same: {error}.") from error
+        raise _wrong(path, f"expected a list of who is the same: {error}.", tree, end) from error
     same = []
     for number, item in enumerate(items):
         try:
             same.append(_flag(item))
         except ValueError as error:
             words = f"expected True or False, or 1 or 0, for pair {number}, whether it is of one person: {error}."
-            raise BadFileError(path, words) from error
+            raise _wrong(path, words, item if items is tree else tree, end) from error
     return np.array(same, bool)
+
+
+def _wrong(name: Path | str, words: str, item: object, end: int) -> BadFileError:
+    place = _place(item)
+    if place is None:
+        words = f"{words} This byte is where the pickle ends: that of the entry itself is not known."
+        return BadFileError(name, words, end)
+    return BadFileError(name, words, place)
+
+
+def _place(item: object) -> int | None:
+    """The byte of the pickle at which the bytes or the text of an item begin; None where it has neither."""
+    with contextlib.suppress(ValueError):
+        item = _parts(item)[0]
+    if isinstance(item, _Call) and item.name == "encode" and item.arguments:
+        item = item.arguments[0]
+    return item.place if isinstance(item, _Bytes | _Text) else None
 
 
 def _flag(item: object) -> bool:
@@ -214,20 +267,24 @@ def _file(item: object) -> bytes:
 
 def _array(item: object) -> np.ndarray:
     """One of NumPy's, of one axis, as it pickles them; also its scalars."""
-    match item:
-        case _Call(name="_reconstruct", state=(_, tuple(shape), dtype, _, data)):
-            pass
-        case _Call(name="_frombuffer", arguments=(data, dtype, tuple(shape), _)):
-            pass
-        case _Call(name="scalar", arguments=(dtype, data)):
-            shape = (1,)
-        case _:
-            raise ValueError(f"came {_kind(item)}")
+    data, dtype, shape = _parts(item)
     array = np.frombuffer(_bytes(data), _dtype(dtype))
     # OpenCV made [n, 1], and makes [n].
     if [size for size in shape if size != 1] != [array.size] * (array.size != 1):
         raise ValueError(f"came {array.size:,} numbers that are to have another shape")
     return array
+
+
+def _parts(item: object) -> tuple[object, object, tuple[object, ...]]:
+    """Data, dtype and shape of an array or a scalar of NumPy's."""
+    match item:
+        case _Call(name="_reconstruct", state=(_, tuple(shape), dtype, _, data)):
+            return data, dtype, shape
+        case _Call(name="_frombuffer", arguments=(data, dtype, tuple(shape), _)):
+            return data, dtype, shape
+        case _Call(name="scalar", arguments=(dtype, data)):
+            return data, dtype, (1,)
+    raise ValueError(f"came {_kind(item)}")
 
 
 def _dtype(item: object) -> np.dtype:
@@ -249,7 +306,9 @@ def _bytes(item: object) -> bytes:
 
 
 def _kind(item: object) -> str:
-    return f"a call of {item.name}" if isinstance(item, _Call) else type(item).__name__
+    if isinstance(item, _Call):
+        return f"a call of {item.name}"
+    return next((kind.__name__ for kind in (bytes, str) if isinstance(item, kind)), type(item).__name__)
 
 
 def write_pack(
@@ -345,8 +404,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("archive", type=Path, help="the .npz file to write")
     parser.add_argument("--grey", action="store_true", help="one channel instead of three")
     options = parser.parse_args(arguments)
-    pairs = read_pack(options.pack, grey=options.grey)
-    save_pairs(options.archive, pairs)
+    try:
+        pairs = read_pack(options.pack, grey=options.grey)
+        save_pairs(options.archive, pairs)
+    except (BadFileError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     print(f"{options.archive}: {len(pairs.same):,} pairs, {int(pairs.same.sum()):,} of them of one person.")
     return 0
 

@@ -56,19 +56,20 @@ class RecordPictures:
     Threads may share it, and it may be pickled: what comes back opens the file anew.
 
     Args:
-      path: of the `.rec` file.
+      path: of the `.rec` file, or of a folder with a `train.rec`.
 
     Raises:
-      BadFileError: the file, its index or its `property` is not what it should be; a label is not a whole number, is
-        negative, or so large that float32 may have rounded it.
+      BadFileError: the file, its index or its `property` is not what it should be; the index does not name every
+        record; a label is not a whole number, is negative, or so large that float32 may have rounded it.
     """
 
     def __init__(self, path: Path | str):
-        self.path = Path(path)
+        self.path = _in_folder(Path(path))
         self._open()
         index = self.path.with_suffix(".idx")
         keys, offsets = read_index(index) if index.exists() else index_of(self.path)
         heads = _heads(self._file, self.path, keys, offsets)
+        _refuse_gaps(self.path, index, offsets, heads.ends, os.fstat(self._file).st_size)
         rows = self._with_pictures(keys, offsets, heads)
         self.keys, self.offsets = keys[rows], offsets[rows]
         numbers, self.labels = self._people(heads.labels[rows])
@@ -137,16 +138,33 @@ class RecordPictures:
         self._open()
 
 
+def _in_folder(path: Path) -> Path:
+    """The `.rec` file: of a folder, by which InsightFace's configurations name their data, its `train.rec`."""
+    if not path.is_dir():
+        return path
+    if not (path / "train.rec").is_file():
+        raise BadFileError(path, "expected a .rec file, or a folder with train.rec, came one without. Name the file.")
+    return path / "train.rec"
+
+
 def _record_name(path: Path, key) -> str:
     return f"{path}, record {key}"
+
+
+def _read(file: int, name: str, length: int, offset: int) -> bytes:
+    """As many bytes as asked for, or those up to the end of the file."""
+    try:
+        # Not `read`: other threads, and processes that were forked, move the file's own position.
+        return os.pread(file, length, offset)
+    except OSError as error:
+        raise BadFileError(name, f"it cannot be read: {error.strerror}.", offset) from error
 
 
 def _joined(file: int, name: str, offset: int) -> tuple[bytes, int]:
     """The data of the record at `offset`, from all of its parts, and where the next record begins."""
     parts: list[bytes] = []
     while True:
-        # Not `read`: other threads, and processes that were forked, move the file's own position.
-        head = os.pread(file, PART.size, offset)
+        head = _read(file, name, PART.size, offset)
         if len(head) < PART.size:
             raise BadFileError(name, f"expected a record of at least {PART.size} bytes, came {len(head)}.", offset)
         magic, kind_and_length = PART.unpack(head)
@@ -158,7 +176,7 @@ def _joined(file: int, name: str, offset: int) -> tuple[bytes, int]:
             expected = "a further part of the record (kind 2 or 3)" if parts else "a record's beginning (kind 0 or 1)"
             raise BadFileError(name, f"expected {expected}, came kind {kind}.", offset)
         padded = length + -length % 4
-        data = os.pread(file, padded, offset + PART.size)
+        data = _read(file, name, padded, offset + PART.size)
         if len(data) < padded:
             words = f"expected {padded:,} bytes of a record, came {len(data):,}: the file is cut off."
             raise BadFileError(name, words, offset)
@@ -178,41 +196,64 @@ def _unpacked(data: bytes, name: str, offset: int) -> Record:
 
 
 class _Heads(NamedTuple):
-    """`[N]` each: the first label, and whether there is no picture."""
+    """`[N]` each: the first label, whether there is no picture, and where the next record begins."""
 
     labels: np.ndarray
     empty: np.ndarray
+    ends: np.ndarray
 
 
 def _heads(file: int, path: Path, keys: np.ndarray, offsets: np.ndarray, at_once: int = 2**16) -> _Heads:
     """The heads of all records, without a step of Python for each: there are millions."""
     size = os.fstat(file).st_size
-    labels, empty = np.empty(len(keys), np.float32), np.empty(len(keys), bool)
-    sound = np.empty(len(keys), bool)
+    labels, ends = np.empty(len(keys), np.float32), np.empty(len(keys), np.int64)
+    empty, sound = np.empty(len(keys), bool), np.empty(len(keys), bool)
     if size < PART.size + HEAD.size:
         raise BadFileError(path, f"expected records of {PART.size + HEAD.size} bytes and more, came {size} bytes.", 0)
-    with mmap.mmap(file, 0, prot=mmap.PROT_READ) as mapped:
+    with _mapped(file, path) as mapped:
         words = np.frombuffer(mapped, "<u4", size // 4)
         for begin in range(0, len(keys), at_once):
             some = slice(begin, begin + at_once)
-            labels[some], empty[some], sound[some] = _plain_heads(words, offsets[some])
+            labels[some], empty[some], ends[some], sound[some] = _plain_heads(words, offsets[some])
         del words  # holds `mapped` open
     for row in np.flatnonzero(~sound):  # split, and so rare; or wrong, and `_joined` says what is
         name, offset = _record_name(path, keys[row]), int(offsets[row])
-        record = _unpacked(_joined(file, name, offset)[0], name, offset)
+        data, ends[row] = _joined(file, name, offset)
+        record = _unpacked(data, name, offset)
         labels[row], empty[row] = record.labels[0], not record.data
-    return _Heads(labels, empty)
+    return _Heads(labels, empty, ends)
 
 
-def _plain_heads(words, offsets) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """First labels and what is empty, of records that are whole; and which are. `words` is the file, as uint32."""
+def _mapped(file: int, path: Path) -> mmap.mmap:
+    try:
+        return mmap.mmap(file, 0, prot=mmap.PROT_READ)
+    except OSError as error:
+        words = f"it cannot be mapped into memory: {error.strerror}. Copy it to a disk of this machine."
+        raise BadFileError(path, words, 0) from error
+
+
+def _plain_heads(words, offsets) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """As `_Heads`, of records that are whole; and which are. `words` is the file, as uint32."""
     places = offsets[:, None] // 4 + np.array([0, 1, 2, 3, 8])
     magic, kind_and_length, flag, label, first = words[np.minimum(places, len(words) - 1)].T
     kind, length = np.divmod(kind_and_length, np.uint32(LENGTHS))
     least = HEAD.size + 4 * flag.astype(np.int64)
     end = offsets + PART.size + length + -length.astype(np.int64) % 4
     sound = (magic == MAGIC) & (kind == 0) & (length >= least) & (offsets % 4 == 0) & (end <= 4 * len(words))
-    return np.where(flag > 0, first, label).view(np.float32), length == least, sound
+    return np.where(flag > 0, first, label).view(np.float32), length == least, end, sound
+
+
+def _refuse_gaps(path: Path, index: Path, offsets: np.ndarray, ends: np.ndarray, size: int) -> None:
+    """Each record must begin where another ends, or the rest of the file would be left out without a word."""
+    order = np.argsort(offsets, kind="stable")  # takes one pass where they are almost in order
+    begins, expected = np.append(offsets[order], size), np.append(0, ends[order])
+    wrong = np.flatnonzero(begins != expected)
+    if wrong.size:
+        begin, gap = int(begins[wrong[0]]), int(expected[wrong[0]])
+        came = f"one at byte {begin:,}" if wrong[0] < len(offsets) else f"none, and the file goes on to byte {begin:,}"
+        words = f"expected the next record that {index.name} names, came {came}. Is that index its own, and whole?"
+        fix = "Make it anew by faces.recordio.write_index, or remove it: the records are then searched for."
+        raise BadFileError(path, f"{words} {fix}", gap)
 
 
 def _refuse_other_keys(keys: np.ndarray, labels: np.ndarray, name: str, offset: int) -> None:
@@ -256,10 +297,13 @@ def read_index(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
         line = text[good : good + 80].split(b"\n")[0]
         raise BadFileError(path, f"expected lines of a key, a tab and an offset, came {line!r}.", good)
     table = np.fromstring(text, np.int64, sep=" ").reshape(-1, 2)
-    table = table[np.argsort(table[:, 0], kind="stable")]
+    order = np.argsort(table[:, 0], kind="stable")
+    table = table[order]
     twice = np.flatnonzero(np.diff(table[:, 0]) == 0)
     if twice.size:
-        raise BadFileError(path, f"expected every key once, came {table[twice[0], 0]} twice.")
+        again = len(b"".join(text.splitlines(keepends=True)[: order[twice[0] + 1]]))
+        words = f"expected every key once, came {table[twice[0], 0]} twice. Make the index anew, by write_index."
+        raise BadFileError(path, words, again)
     return table[:, 0].copy(), table[:, 1].copy()
 
 
@@ -289,7 +333,7 @@ def index_of(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
 
 def _id_at(file: int, path: Path, offset: int, size: int) -> tuple[int, int]:
     """The id of a record, and where the next begins; little is read of records that are whole."""
-    head = os.pread(file, PART.size + HEAD.size, offset)
+    head = _read(file, str(path), PART.size + HEAD.size, offset)
     if len(head) == PART.size + HEAD.size:
         magic, length = PART.unpack_from(head)  # of kind 0, or else more than any length
         end = offset + PART.size + length + -length % 4
@@ -300,7 +344,7 @@ def _id_at(file: int, path: Path, offset: int, size: int) -> tuple[int, int]:
 
 
 def write_index(path: Path | str) -> Path:
-    """Makes the `.idx` beside a `.rec` file that has lost it, and returns its path; raises `BadFileError`."""
+    """Makes the `.idx` beside a `.rec` file anew, and returns its path; raises `BadFileError`."""
     target = Path(path).with_suffix(".idx")
     lines = (f"{key}\t{offset}\n" for key, offset in zip(*index_of(path), strict=True))
     part = _part(target)
