@@ -105,12 +105,16 @@ def write(
 
 def in_a_fresh_process(path: Path, pictures: np.ndarray) -> np.ndarray:
     """The features that another process finds, on the CPU: the accelerator is this one's."""
+    searched = map(Path, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+    # Some environments have their packages there, and others the modules beside this one.
+    installed = [str(place.absolute()) for place in searched if any(place.glob("*.dist-info"))]
     with tempfile.TemporaryDirectory() as folder:
         given, found = Path(folder) / "pictures.npy", Path(folder) / "features.npy"
         np.save(given, pictures)
         # -P: not even the modules beside this one can be imported.
         command = [sys.executable, "-P", __file__, str(path.absolute()), str(given), str(found)]
-        subprocess.run(command, check=True, cwd=folder, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(installed)}
+        subprocess.run(command, check=True, cwd=folder, env=environment)
         return np.load(found)
 
 

@@ -5,6 +5,7 @@ for each person, and RecordIO files. Verification packs come beside them. People
 where a source says who is who; a pack does not.
 """
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +16,10 @@ import numpy as np
 import margin_softmax as ms
 from faces.convert_lfw import lfw_of_scikit_learn
 from faces.folders import FolderPictures
-from faces.lfw import read_lfw
+from faces.lfw import Lfw, read_lfw
 from faces.olivetti import UnavailableError, olivetti_faces
 from faces.packs import read_pack
-from faces.pictures import ArrayPictures, Pairs, Pictures
+from faces.pictures import ArrayPictures, BadFileError, Pairs, Pictures
 from faces.recordio import RecordPictures
 from rendered_faces import rendered_faces
 
@@ -31,7 +32,7 @@ MOST_VERIFIED = 3_000  # pictures of people left out: 4.5 million pairs
 OF_SCIKIT_LEARN = "scikit-learn"
 NAMED = "auto", "olivetti", "rendered"
 FILES: dict[str, Callable[[Path, "Choice"], Pictures]] = {
-    "folder": lambda path, choice: FolderPictures(path, size=choice.resized),
+    "folder": lambda path, choice: FolderPictures(path, size=choice.resized, channels=choice.channels),
     "rec": lambda path, choice: RecordPictures(path),
 }
 
@@ -63,6 +64,7 @@ class Choice(NamedTuple):
       seed: of who is rendered.
       interleaved: fold k has every fourth person, and not a quarter in a row.
       resized: `(H, W)` to which the pictures of a folder are brought; None where all are of one size.
+      channels: 1 or 3, in which the pictures of a folder are read; None for those of the first.
     """
 
     fold: int = 0
@@ -70,6 +72,7 @@ class Choice(NamedTuple):
     seed: int = 0
     interleaved: bool = False
     resized: tuple[int, int] | None = None
+    channels: int | None = None
 
 
 def load_faces(source: str, choice: Choice = Choice(), validation: Sequence[str] = ()) -> Faces:  # noqa: B008
@@ -78,19 +81,39 @@ def load_faces(source: str, choice: Choice = Choice(), validation: Sequence[str]
     'lfw:scikit-learn' is LFW as scikit-learn has downloaded it.
 
     `validation` has packs, or the archives made of them, as 'bin:FILE'. Where there are some, nobody of a folder or a
-    RecordIO file is left out of the training. Raises ValueError for what is no source, `UnavailableError` where
-    'olivetti' was asked for by name and is not there, `BadFileError`.
+    RecordIO file is left out of the training. Raises ValueError for what is no source or has nobody to tell apart,
+    `UnavailableError` where 'olivetti' was asked for by name and is not there, `BadFileError`.
     """
     kind, path = source_of(source)
     if kind == "lfw":
-        archive = lfw_of_scikit_learn() if str(path) == OF_SCIKIT_LEARN else read_lfw(path)
-        training, _, tested = archive.development()
+        training, _, tested = archive_of(path).development()
         tested = tested._replace(fold=even_folds(tested.same))  # its list has those of one person first
-        return with_packs(Faces(source, training, (tested,)), validation)
-    if kind in FILES:
+        faces = Faces(source, training, (tested,))
+    elif kind in FILES:
         pictures = FILES[kind](path, choice)
-        return with_packs(Faces(source, pictures, ()) if validation else left_out(source, pictures, choice), validation)
-    return with_packs(left_out(*_made_or_found(kind, choice), choice), validation)
+        faces = Faces(source, pictures, ()) if validation else left_out(source, pictures, choice)
+    else:
+        faces = left_out(*_made_or_found(kind, choice), choice)
+    if faces.people < 2:
+        raise ValueError(
+            f"{source}: expected at least 2 people to train on, whom the loss tells apart; came {faces.people}. "
+            "Add pictures of others."
+        )
+    return with_packs(faces, validation)
+
+
+def archive_of(path: Path) -> Lfw:
+    """LFW; raises `BadFileError`, which has the command where the pictures came in place of their archive."""
+    if str(path) == OF_SCIKIT_LEARN:
+        return lfw_of_scikit_learn()
+    if path.is_dir():
+        pictures = path.resolve()  # the command is given in another folder
+        raise BadFileError(
+            path,
+            "expected an archive of LFW, came a folder. In the folder of the examples `python -m faces.convert_lfw "
+            f"{shlex.quote(str(pictures))} --out {shlex.quote(f'{pictures}.npz')}` makes one of the public pictures.",
+        )
+    return read_lfw(path)
 
 
 def with_packs(faces: Faces, validation: Sequence[str]) -> Faces:

@@ -65,6 +65,14 @@ def evaluate(run: Run, faces: Faces) -> Evaluation:
     return Evaluation(scores.figures(), scores, training_accuracy(run, faces.training))
 
 
+def figures_of_sets(run: Run, faces: Faces, first: Figures) -> dict[str, Figures]:
+    """Of every set of pairs by its name; those of the first are known."""
+    first_set, *others = faces.validation
+    return {first_set.name: first} | {
+        pairs.name: scores_of(embed(run.model, pairs.pictures)[0], pairs).figures() for pairs in others
+    }
+
+
 def training_accuracy(run: Run, pictures: Pictures) -> float:
     chosen = np.linspace(0, len(pictures) - 1, min(EXAMINED, len(pictures))).astype(int)
     features, _ = embed(run.model, np.stack([pictures[int(index)] for index in chosen]))
@@ -118,6 +126,7 @@ def train_and_verify(options: argparse.Namespace, arguments: list[str] | None) -
 
     after = evaluate(run, faces)
     report("after training", after.figures, after.training_accuracy)
+    of_sets = figures_of_sets(run, faces, after.figures)
     if not many_processes.is_first():
         return 0
     seconds["total"] = time.perf_counter() - started
@@ -129,6 +138,7 @@ def train_and_verify(options: argparse.Namespace, arguments: list[str] | None) -
         "raw_pixels": raw.figures()._asdict(),
         "before_training": {**before.figures._asdict(), "training_accuracy": before.training_accuracy},
         "after_training": {**after.figures._asdict(), "training_accuracy": after.training_accuracy},
+        "validation": {name: figures._asdict() for name, figures in of_sets.items()},
         **run.history(),
     }
     (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -155,7 +165,7 @@ def configuration(options: argparse.Namespace, faces: Faces) -> dict[str, Any]:
 
 def faces_of(options: argparse.Namespace) -> Faces:
     resized = None if options.resize is None else tuple(options.resize)
-    choice = Choice(options.fold, options.people, options.seed, resized=resized)
+    choice = Choice(options.fold, options.people, options.seed, resized=resized, channels=options.channels)
     try:
         faces = load_faces(options.data, choice, options.validate)
         for pairs in faces.validation:

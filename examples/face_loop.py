@@ -1,6 +1,8 @@
 """The loop around the steps of a training: its log, its checkpoints, what ends it early, and how it goes on."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -33,10 +35,11 @@ def train(run: Run, plan: Plan, checkpoints: Checkpoints, record: dict[str, Any]
 
     def keep():
         refuse_infinite(run)
-        run.losses = [float(loss) for loss in run.losses]
-        run.angles = [(float(target), float(other)) for target, other in run.angles]
-        highest = [validation.highest for validation in plan.validation]
-        checkpoints.save(run.step, run.model, run.optimizer, {**record, **run.history(), "highest": highest})
+        with clock.stopped():
+            run.losses = [float(loss) for loss in run.losses]
+            run.angles = [(float(target), float(other)) for target, other in run.angles]
+            highest = [validation.highest for validation in plan.validation]
+            checkpoints.save(run.step, run.model, run.optimizer, {**record, **run.history(), "highest": highest})
 
     def tell(*lines):
         for line in lines:
@@ -61,8 +64,9 @@ def train(run: Run, plan: Plan, checkpoints: Checkpoints, record: dict[str, Any]
             clock.start(told)
             if run.step % plan.validate_every == 0 or run.step == steps:
                 refuse_infinite(run)
-                for validation in plan.validation:
-                    tell(*validation.lines(run.model, run.step))
+                with clock.stopped():
+                    for validation in plan.validation:
+                        tell(*validation.lines(run.model, run.step))
             if run.step % max(1, min(steps // 4, MOST_UNKEPT)) == 0:
                 keep()
             ended_by = many_processes.any_of(interruption.signal)
@@ -80,13 +84,13 @@ def fetched(run: Run) -> BadFileError | None:
 
 
 def refuse_infinite(run: Run) -> None:
-    """Before it is kept: nothing could be made of it again."""
+    """Before it is kept: nothing could be made of it again. Waits for the step."""
     if run.losses and not np.isfinite(float(run.losses[-1])):
         raise SystemExit(f"The loss is {run.losses[-1]} at step {run.step}: try a smaller scale or margin.")
 
 
 class Clock:
-    """Steps per second, from the end of the first step on: compiling it is not counted."""
+    """Steps per second, from the end of the first step on: compiling it is not counted, nor what it is stopped for."""
 
     def __init__(self, step: int):
         self.first_step, self.started = step + 1, None
@@ -95,6 +99,14 @@ class Clock:
         if self.started is None:
             jax.block_until_ready(told)
             self.started = time.perf_counter()
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Entered where no step is under way, or the rest of that would not be counted either."""
+        since = time.perf_counter()
+        yield
+        if self.started is not None:
+            self.started += time.perf_counter() - since
 
     def steps_per_second(self, step: int) -> float:
         return (step - self.first_step) / (time.perf_counter() - self.started) if self.started else float("nan")

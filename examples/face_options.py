@@ -28,6 +28,9 @@ def parse(arguments: list[str] | None, description: str) -> argparse.Namespace:
     parser.add_argument(
         "--resize", type=int, nargs=2, metavar=("H", "W"), help="bring the pictures of a folder to this size"
     )
+    parser.add_argument(
+        "--channels", type=int, choices=(1, 3), help="read those of a folder in grey or RGB (default: as the first is)"
+    )
     parser.add_argument("--validate", nargs="+", default=[], metavar="bin:FILE", help="verification packs")
     parser.add_argument(
         "--validate-every",
@@ -76,8 +79,9 @@ def refuse(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     for name in ("steps", "validate_every"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"argument --{name.replace('_', '-')}: expected at least 1")
-    if options.resize is not None and not options.data.startswith("folder:"):
-        parser.error(f"argument --resize: for --data folder:PATH alone; came with {options.data}")
+    for name in ("resize", "channels"):
+        if getattr(options, name) is not None and not options.data.startswith("folder:"):
+            parser.error(f"argument --{name}: for --data folder:PATH alone; came with {options.data}")
     if options.people is not None and source_of(options.data)[0] not in ("auto", "rendered"):
         parser.error(f"argument --people: for --data rendered alone; came with {options.data}")
     if options.people is not None and options.people < 2 * FOLDS:
@@ -147,7 +151,7 @@ data:
   rendered      faces that the example draws itself, ten pictures for each of --people
   auto          olivetti if there within 20 seconds, otherwise rendered
   folder:PATH   one folder for each person; a quarter of the people is left out and verified, unless --validate is given
-  rec:FILE      an InsightFace RecordIO file; the same
+  rec:FILE      an InsightFace RecordIO file, or a folder with train.rec; the same
   lfw:FILE      LFW as python -m faces.convert_lfw archives it, or lfw:scikit-learn: trains on its development people,
                 verifies its development test pairs
   --validate bin:FILE ...   verification packs as InsightFace has them, or the archives that

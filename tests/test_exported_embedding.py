@@ -1,6 +1,7 @@
 """One file that holds an embedding, read by a process that knows nothing else, and the command that compares faces."""
 
 import json
+import os
 import pathlib
 import tempfile
 import zipfile
@@ -90,16 +91,20 @@ def test_a_file_that_finds_other_features_gets_no_name(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_fresh_process_has_nothing_of_the_examples(monkeypatch):
+def test_the_fresh_process_has_what_is_installed_and_nothing_of_the_examples(tmp_path, monkeypatch):
     """It runs this very file under another name, which reports what it can import."""
-    probe = "import importlib.util as u, sys, numpy as np\nnames = 'faces', 'face_training'\n"
+    probe = "import importlib.util as u, sys, numpy as np\nnames = 'faces', 'face_training', 'jax', 'by_path'\n"
     probe += "np.save(sys.argv[3], [u.find_spec(name) is not None for name in names])\n"
     folder = pathlib.Path(exported_embedding.__file__).parent
+    (tmp_path / "by_path-1.0.dist-info").mkdir()
+    (tmp_path / "by_path.py").touch()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", str(folder), str(tmp_path)]))
     with tempfile.NamedTemporaryFile("w", suffix=".py", dir=folder) as beside:
         beside.write(probe)
         beside.flush()
         monkeypatch.setattr(exported_embedding, "__file__", beside.name)
-        assert not exported_embedding.in_a_fresh_process(pathlib.Path("any"), PICTURES).any()
+        found = exported_embedding.in_a_fresh_process(pathlib.Path("any"), PICTURES)
+    assert found.tolist() == [False, False, True, True]
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +20,18 @@ from flax import nnx
 
 import face_data
 import face_embedding
+import face_loop
 import face_training
 import face_verification
 import margin_softmax as ms
 import margin_table
-from exported_embedding import Embedding
+from exported_embedding import Embedding, write
 from face_batches import batches
 from face_network import ResidualBackbone
 from face_recipes import RESIDUAL, SMALL
-from face_training import Run
-from face_verification import Scores, scores_of
-from faces import olivetti
+from face_training import Progress, Run
+from face_verification import Scores, Validation, scores_of
+from faces import convert_lfw, olivetti
 from faces.images import encode
 from faces.packs import write_pack
 from faces.pictures import ArrayPictures, Pairs
@@ -37,6 +39,7 @@ from faces.recordio import write_records
 from margin_expression import margin_at, margin_names
 from margin_state import MADE_UP, MADE_UP_FEATURES, MarginState, made_up_batch, trial
 from rendered_faces import rendered_faces
+from test_faces_lfw import put_files, put_pictures
 from training_checkpoints import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("as_users_have_it")
@@ -46,11 +49,11 @@ PEOPLE = ["--data", "rendered", "--people", "8"]
 FIGURES = {"loss.png", "angles.png", "roc.png", "cosines.png", "worst.png", "faces.png"}
 
 
-def run(out, steps, *more, draw=False):
+def run(out, steps, *more, data=PEOPLE, draw=False):
     with pytest.MonkeyPatch.context() as patched:
         if not draw:
             patched.setattr(face_embedding, "draw", lambda *_: None)
-        assert face_embedding.main([*PEOPLE, "--steps", str(steps), "--out", str(out), *more]) == 0
+        assert face_embedding.main([*data, "--steps", str(steps), "--out", str(out), *more]) == 0
     return json.loads((out / "results.json").read_text())
 
 
@@ -463,10 +466,60 @@ def test_records_train_and_packs_verify(faces, tmp_path, capsys):
     assert highest[-1] == max(accuracies)
 
 
+def noise(count, *shape):
+    return np.random.default_rng(3).integers(0, 256, (count, *shape), np.uint8)
+
+
+def test_lfw_trains_and_every_set_has_its_figures(tmp_path):
+    """Those of the second are what the exported file finds, which resizes 62 x 47 pixels to 32 x 32."""
+    put_pictures(tmp_path / "lfw")
+    put_files(tmp_path, pairsDevTest="2\nFlo_G\t1\t2\nCy_D\t1\t2\nCy_D\t2\tGus_H\t1\nEd_F\t1\tBo_C\t1\n")
+    data, more = [f"{kind}:{tmp_path / name}" for kind, name in (("lfw", "lfw.npz"), ("bin", "p.bin"))]
+    assert convert_lfw.main([str(tmp_path / "lfw"), "--out", str(tmp_path / "lfw.npz")]) == 0
+    pairs = Pairs("p", noise(24, 62, 47, 1), np.arange(24).reshape(-1, 2), np.tile([True, False], 6))
+    write_pack(tmp_path / "p.bin", pairs, format="PNG")
+    command = ["--data", data, "--validate", more, "--recipe", "small", "--export", str(tmp_path / "e.zip")]
+    results = run(tmp_path / "out", 2, data=command)
+    assert results["configuration"]["shape"] == [62, 47, 1]
+    assert (results["configuration"]["people"], results["configuration"]["pictures"]) == (3, 9)
+    found = scores_of(Embedding(tmp_path / "e.zip")(pairs.pictures), pairs).figures()
+    after = results["after_training"]
+    del after["training_accuracy"]
+    assert results["validation"] == {"lfw-dev-test": after, "p": pytest.approx(found._asdict(), abs=1e-4)}
+
+
+def test_a_folder_trains_in_the_channels_asked_for_and_a_quarter_is_verified(tmp_path):
+    pictures = noise(32, 24, 20, 3)
+    pictures[0] = pictures[0, ..., :1]
+    for index, picture in enumerate(pictures):
+        person = tmp_path / "faces" / f"{index // 4}"
+        person.mkdir(parents=True, exist_ok=True)
+        (person / f"{index}.png").write_bytes(encode(picture if index else picture[..., :1], "PNG"))
+    source = f"folder:{tmp_path / 'faces'}"
+    command = ["--data", source, "--recipe", "small", "--fold", "0"]
+    with pytest.raises(SystemExit, match=r"Not started: .*1\.png: it has colours.* --channels 3 "):
+        run(tmp_path / "out", 2, data=command)
+    results = run(tmp_path / "out", 2, "--channels", "3", data=command)
+    assert results["configuration"]["shape"] == [24, 20, 3]
+    assert (results["configuration"]["people"], results["configuration"]["pictures"]) == (6, 24)
+    assert results["configuration"]["validation"] == [f"{source}, people left out, 28 pairs"]
+
+
+def test_a_residual_network_is_exported_for_any_number_of_pictures_to_be_resized(tmp_path):
+    shape = RESIDUAL.shape((62, 47, 1))
+    assert shape == (64, 48, 1)
+    embed = face_training.frozen(ResidualBackbone(shape, 8, widths=(4, 4, 4), blocks=(1, 1), rngs=nnx.Rngs(0)))
+    write(tmp_path / "e.zip", embed, noise(3, 62, 47, 1), {})
+    embedding = Embedding(tmp_path / "e.zip")
+    np.testing.assert_allclose(embedding(noise(2, 62, 47, 1)), jax.jit(embed)(noise(2, 62, 47, 1)), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [(["--data", "faces"], "--data: expected one of auto, olivetti"), (["--data", "rec:"], "rec:PATH; came 'rec:'"),
      (["--resize", "8", "8"], "--resize: for --data folder:PATH alone"),
+     (["--data", "rec:a.rec", "--channels", "3"], "--channels: for --data folder:PATH alone; came with rec:a.rec"),
+     (["--data", "folder:faces", "--channels", "2"], "--channels: invalid choice"),
      (["--validate", "lfw.bin"], "--validate: expected bin:FILE"), (["--validate-every", "0"], "expected at least 1")],
 )  # fmt: skip
 def test_sources_that_are_none_are_refused(more, words, capsys):
@@ -517,6 +570,63 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         face_embedding.main(["--data", f"rec:{tmp_path / 'missing.rec'}", "--out", str(tmp_path)])
 
 
+def test_a_folder_in_place_of_lfws_archive_is_refused_with_the_command_that_makes_one(tmp_path, monkeypatch):
+    (tmp_path / "lfw faces").mkdir()
+    monkeypatch.chdir(tmp_path)
+    made = f"python -m faces.convert_lfw '{tmp_path / 'lfw faces'}' --out '{tmp_path / 'lfw faces.npz'}'"
+    with pytest.raises(SystemExit, match=f"Not started: lfw faces: expected an archive of LFW.*{re.escape(made)}"):
+        face_embedding.main(["--data", "lfw:lfw faces", "--out", str(tmp_path)])
+
+
+def test_one_person_is_refused_before_training(faces, tmp_path):
+    (tmp_path / "faces" / "one").mkdir(parents=True)
+    (tmp_path / "faces" / "one" / "1.png").write_bytes(encode(faces.training[0], "PNG"))
+    held = faces.validation[0]
+    write_pack(tmp_path / "p.bin", held._replace(pairs=held.pairs[::5], same=held.same[::5], fold=None))
+    data, pack = f"folder:{tmp_path / 'faces'}", f"bin:{tmp_path / 'p.bin'}"
+    with pytest.raises(SystemExit, match=f"Not started: {data}: expected at least 2 people to train on.*; came 1"):
+        face_embedding.main(["--data", data, "--validate", pack, "--out", str(tmp_path)])
+
+
+class Timed:
+    """A run, a set of pairs and checkpoints, on a clock that they alone put on: steps take two seconds."""
+
+    now, batch, highest = 0, 10, 0
+    model = optimizer = None
+    learning_rate, history = float, dict
+
+    def __init__(self):
+        self.losses, self.angles = [], []
+
+    @property
+    def step(self):
+        return len(self.losses)
+
+    def fetch(self):
+        pass
+
+    def advance(self):
+        self.now += 2 if self.losses else 600  # the first is compiled
+        self.losses.append(1.0)
+        return Progress(1.0, 1.0, 1.0, 1.0)
+
+    def lines(self, model, step):
+        self.now += 70
+        return []
+
+    def save(self, *_):
+        self.now += 90
+
+
+def test_speed_and_time_left_are_those_of_the_steps_alone(monkeypatch):
+    timed, record = Timed(), {"log": []}
+    monkeypatch.setattr(face_loop, "time", types.SimpleNamespace(perf_counter=lambda: timed.now))
+    assert face_loop.train(timed, face_loop.Plan(20, (timed,), 3), timed, record) is None
+    assert timed.now == 600 + 19 * 2 + 7 * 70 + 5 * 90
+    told = [(line.split("  ")[1], line.split("  ")[-1]) for line in record["log"]]
+    assert told == [("5 samples/s", f"{2 * left} s left") for left in range(18, -1, -2)]
+
+
 def insightface_accuracies(features, same):
     """Of InsightFace's `calculate_roc`, from its definition; pair i is of the rows 2 i and 2 i + 1."""
     features = features / np.linalg.norm(features, axis=1, keepdims=True)
@@ -542,7 +652,7 @@ def test_the_three_lines_are_insightfaces(monkeypatch):
     cosines = ms.verification.pair_cosines(np.float32(upright + mirrored), pairs.pairs)
     exact = ms.verification.kfold_accuracy(cosines, same)
     assert f"{exact.mean:.5f}" != f"{np.mean(accuracies):.5f}"  # else this could not fail
-    assert face_verification.Validation(pairs, highest=0.99).lines(None, 7) == [
+    assert Validation(pairs, highest=0.99).lines(None, 7) == [
         f"[made][7]XNorm: {np.mean(norms):.6f}",
         f"[made][7]Accuracy-Flip: {np.mean(accuracies):.5f}+-{np.std(accuracies):.5f}",
         "[made][7]Accuracy-Highest: 0.99000",

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from faces.folders import FolderPictures
+from faces.images import FORMATS
 from faces.pictures import BadFileError
 
 RANDOM = np.random.default_rng(0)
@@ -66,6 +67,19 @@ def test_a_jpeg_is_read_as_pillow_reads_it(tmp_path):
             np.testing.assert_array_equal(pictures[index], np.asarray(image))
 
 
+def test_every_format_that_can_be_read_is_found(tmp_path):
+    names = ["1.bmp", "2.gif", "3.jfif", "4.pgm", "5.png", "6.ppm", "7.TIF", "8.tiff", "9.webp"]
+    formats = set()
+    for name in names:
+        save(tmp_path / "a" / name, tones(channels=() if name == "4.pgm" else (3,)))
+        with Image.open(tmp_path / "a" / name) as image:
+            formats.add(image.format)
+    assert formats == set(FORMATS)
+    pictures = FolderPictures(tmp_path)
+    assert [pictures.file(index).name for index in range(len(pictures))] == names
+    assert {pictures[index].shape for index in range(len(pictures))} == {(6, 5, 3)}
+
+
 def test_grey_pictures_have_one_channel_or_three(tmp_path):
     grey, equal = save(tmp_path / "a" / "1.png", tones(channels=())), tones(channels=())
     save(tmp_path / "a" / "2.png", np.stack([equal] * 3, axis=-1))  # grey, in a file with colours
@@ -121,7 +135,7 @@ def test_a_colour_picture_is_not_made_grey(tmp_path):
     save(tmp_path / "a" / "2.png", tones())
     pictures = FolderPictures(tmp_path)
     assert pictures[0].shape == (6, 5, 1)
-    with pytest.raises(BadFileError, match=r"2.png: it has colours.*channels=3"):
+    with pytest.raises(BadFileError, match=r"2.png: it has colours.*channels=3, which is --channels 3 of"):
         pictures[1]
     save(tmp_path / "a" / "0.png", tones())
     with pytest.raises(BadFileError, match=r"0.png: it has colours"):

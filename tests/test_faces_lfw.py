@@ -39,16 +39,21 @@ def put_files(folder, **changed):
         (folder / name).write_text(changed.get(name.removesuffix(".txt"), text))
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """As scikit-learn leaves it behind, with the lists of people put beside."""
-    home, random = tmp_path_factory.mktemp("home"), np.random.default_rng(0)
+def put_pictures(path):
+    random = np.random.default_rng(0)
     for name, count in COUNTS.items():
-        folder = home / "lfw_home" / "lfw_funneled" / name
+        folder = path / name
         folder.mkdir(parents=True)
         for number in range(1, count + 1):
             coarse = random.integers(0, 256, (20, 20, 3), np.uint8)
             Image.fromarray(coarse).resize((250, 250)).save(folder / f"{name}_{number:04}.jpg", quality=90)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """As scikit-learn leaves it behind, with the lists of people put beside."""
+    home = tmp_path_factory.mktemp("home")
+    put_pictures(home / "lfw_home" / "lfw_funneled")
     put_files(home / "lfw_home")
     return home
 

@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from faces.images import decode
+from faces.images import SUFFIXES, decode
 from faces.pictures import BadFileError
-
-SUFFIXES = ".jpg", ".jpeg", ".png", ".bmp", ".webp"
 
 
 class FolderPictures:
@@ -22,7 +20,7 @@ class FolderPictures:
     README). Names that begin with a dot are no part of it.
 
     Args:
-      path: the folder: `path/person/picture.jpg`, or .jpeg, .png, .bmp, .webp.
+      path: the folder: `path/person/picture.jpg`, or another of `faces.images.SUFFIXES`, in capitals or not.
       size: (H, W) to which every picture is resized; without it, all must have the size of the first.
       channels: 1 or 3 (RGB); without it, those that the file of the first picture has. A grey picture can be read
         with three channels; a colour picture is never made grey.
@@ -77,7 +75,7 @@ class FolderPictures:
             raise BadFileError(
                 self.file(index),
                 f"it has colours, and the pictures of {self._path} have one channel, as the first of them or as "
-                "asked for. Read all of them with channels=3.",
+                "asked for. Read all of them with channels=3, which is --channels 3 of the example.",
             )
         return picture[..., :1].copy()
 

@@ -12,6 +12,7 @@ from faces.pictures import BadFileError
 MOST_PIXELS = 2**26
 # Others that Pillow knows run programs, or were never used for photographs.
 FORMATS = "JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP"
+SUFFIXES = tuple(sorted(suffix for suffix, format in Image.registered_extensions().items() if format in FORMATS))
 MODES = "1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"
 
 
