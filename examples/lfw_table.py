@@ -182,7 +182,7 @@ def table(results: dict[str, list[dict[str, Any]]], archive: Lfw) -> str:
     first = next(iter(results.values()))[0]
     raw = row("raw pixels", [{**first, "after_training": first["raw_pixels"]}])
     plain = {result["seed"]: accuracy_of(result) for result in next(iter(results.values()))}
-    lines = [f"{raw} | |"]
+    lines = [f"{raw} | | |"]
     for place, (name, of_loss) in enumerate(results.items()):
         minutes = statistics.median(result["seconds"] for result in of_loss) / 60
         less = [accuracy_of(result) - plain[result["seed"]] for result in of_loss]

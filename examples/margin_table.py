@@ -55,6 +55,9 @@ CHOSEN = {
 SEEDS = 0, 1, 2
 CHOICE_SEED = 100
 METRICS = {"eer": "EER", "tar_at_far_1e2": "TAR@FAR=1e-2", "tar_at_far_1e3": "TAR@FAR=1e-3", "accuracy": "accuracy"}
+COMPARED = {"eer": 4, "tar_at_far_1e2": 3}
+"""Of which the table has each loss's less plain softmax's, and with how many digits."""
+COMPARISON = "{} less plain softmax's"
 
 
 class Trial(NamedTuple):
@@ -140,12 +143,12 @@ def table(results: dict[str, list[dict[str, Any]]], steps: int) -> str:
         [
             f"Verification of people never trained on: Olivetti faces, {FOLDS} folds of ten people, {len(SEEDS)}",
             f"seeds, {steps} steps of {SMALL.batch} pictures. Means over folds and seeds; in brackets the standard",
-            "deviation over these runs, then that over the seeds of the mean over the folds. Last, the EER less that",
-            "of plain softmax on the same fold with the same seed, with its standard error.",
+            "deviation over these runs, then that over the seeds of the mean over the folds. Last, EER and TAR less",
+            "those of plain softmax on the same fold with the same seed, with their standard errors.",
             "",
-            f"| loss | {' | '.join(METRICS.values())} | EER less plain softmax's |",
-            "| --- " * (2 + len(METRICS)) + "|",
-            *(f"{line} |" for line in raw),
+            f"| {' | '.join(['loss', *METRICS.values(), *(COMPARISON.format(METRICS[name]) for name in COMPARED)])} |",
+            "| --- " * (1 + len(METRICS) + len(COMPARED)) + "|",
+            *(f"{line} {'| ' * len(COMPARED)}".rstrip() for line in raw),
             *(f"{line} {less} |" for line, less in zip(trained, differences(list(results.values())), strict=True)),
             "",
             f"Made by `python examples/margin_table.py --steps {steps}` on {where}.",
@@ -155,10 +158,15 @@ def table(results: dict[str, list[dict[str, Any]]], steps: int) -> str:
 
 
 def differences(results: list[list[dict[str, Any]]]) -> list[str]:
-    """Mean and standard error of each loss's EER less the first one's, run by run."""
-    of_run = [{(r["fold"], r["seed"]): r["after_training"]["eer"] for r in of_loss} for of_loss in results]
-    pairs = [[eer[run] - of_run[0][run] for run in eer] for eer in of_run[1:]]
-    return ["", *(f"{statistics.mean(d):+.4f} ± {statistics.stdev(d) / len(d) ** 0.5:.4f}" for d in pairs)]
+    """Mean and standard error of each loss's rates less the first one's, run by run; two cells."""
+    lines = [""] * len(results)
+    for metric, digits in COMPARED.items():
+        of_run = [{(r["fold"], r["seed"]): r["after_training"][metric] for r in of_loss} for of_loss in results]
+        for i, rates in enumerate(of_run[1:], start=1):
+            less = [rates[run] - of_run[0][run] for run in rates]
+            error = statistics.stdev(less) / len(less) ** 0.5
+            lines[i] += f"{' | ' * bool(lines[i])}{statistics.mean(less):+.{digits}f} ± {error:.{digits}f}"
+    return ["|", *lines[1:]]
 
 
 def row(name: str, results: list[dict[str, Any]]) -> str:

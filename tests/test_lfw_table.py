@@ -108,6 +108,7 @@ def test_losses_are_measured_once_and_tabled(archive, tmp_path, monkeypatch, cap
 
     printed = capsys.readouterr().out
     assert "| plain softmax: `plain()` |" in printed
+    assert len({line.count("|") for line in printed.splitlines() if line.startswith("|")}) == 1
     mean = np.mean([json.loads(file.read_text())["after_training"]["normalised"]["accuracy"] for file in files[:2]])
     assert f"ArcFace: `arcface(margin=0.2, scale=16)` | {mean:.3f} (" in printed
     monkeypatch.setattr(lfw_table, "measure", None)  # what is kept is not measured again
