@@ -10,8 +10,9 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 # Okabe and Ito's colours, which remain apart for every kind of colour vision; each line has a marker of its own, too.
+# Where there are more lines than colours, theirs are dashed with hollow markers, so that what lies below shows.
 COLOURS = "#000000", "#E69F00", "#56B4E9", "#009E73", "#888888", "#0072B2", "#D55E00", "#CC79A7"
-MARKERS = "o", "s", "^", "D", "v", "P", "X", "*"
+MARKERS = "o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h"
 
 Line = dict[int, float]
 
@@ -55,8 +56,9 @@ def _draw(path, results, names, value, unit, title):
         i = everyone.index(name)
         line = {r["shape"][2]: value(r, name) for r in results if name in r["seconds"]}
         look: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-        look["linestyle"] = "-" if i < len(COLOURS) else "--"
-        axes.plot(list(line), list(line.values()), label=name, markersize=5, linewidth=1.5, **look)
+        if i >= len(COLOURS):
+            look |= {"linestyle": "--", "markerfacecolor": "white", "markersize": 8, "zorder": 3}
+        axes.plot(list(line), list(line.values()), label=name, **{"markersize": 5, "linewidth": 1.5} | look)
         highest = max(highest, *line.values())
     absent = [(r["shape"][2], name) for r in results for name in names if "does not fit" in r["why_not"].get(name, "")]
     for i, (classes, name) in enumerate(absent):

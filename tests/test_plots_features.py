@@ -79,9 +79,9 @@ def test_ten_classes_have_ten_colours_on_the_circle_and_outside():
 
 
 def test_more_classes_and_more_curves_do_not_differ_by_colour_alone():
-    styles = _drawing.styles(range(40))
-    assert len(set(styles)) == 40
-    assert len({stroke for _, stroke in styles[:4]}) == 4
+    styles = _drawing.styles(range(50))
+    assert len(set(styles)) == 50
+    assert len({stroke for _, stroke in styles[:5]}) == 5
     ax = plots.circle(*made_up_features(40), normalised=True)
     shapes = [(colors.to_hex(p.get_facecolor()[0]), p.get_paths()[0].vertices.tobytes()) for p in ax.collections]
     *bars, _ = ax.patches

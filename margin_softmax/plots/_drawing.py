@@ -23,7 +23,7 @@ COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442"),
     *("#000099", "#772200"),
 )
-STROKES = "-", "--", "-.", (0, (1, 1))
+STROKES = "-", "--", "-.", (0, (1, 1)), (0, (6, 1.2, 1, 1.2, 1, 1.2))
 MARKERS = "o", "^", "s", "D"
 HATCHES = None, "//////", "......", "xxxxxx"
 GREY = "#777777"
@@ -62,7 +62,7 @@ def finite(name: str, values: Any, expected: Sequence[int | None], letters: str,
 
 
 def styles(curves: Iterable[Any]) -> list[tuple[str, Any]]:
-    """A colour and a stroke for each; of 40 no two are alike."""
+    """A colour and a stroke for each; of 50 no two are alike."""
     one_round = len(COLOURS)
     return [(COLOURS[i % one_round], STROKES[(i + i // one_round) % len(STROKES)]) for i, _ in enumerate(curves)]
 
