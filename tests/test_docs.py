@@ -1,11 +1,15 @@
-"""Documentation runs: every Python fence of every page and of the README, and every docstring's example.
+"""Documentation runs: every Python fence of every page and of the README, and every docstring's example; the programs
+that pages call exist and know the options that they are given there.
 
 The fences of a page run in order, in one namespace that holds nothing but what the page itself defines. A fence with
 `>>>` prompts is a doctest: whatever it shows is compared. Any other fence is executed, and fails by raising.
 """
 
+import contextlib
 import doctest
-import importlib
+import functools
+import importlib.util
+import io
 import pkgutil
 import re
 import sys
@@ -27,9 +31,12 @@ pytestmark = pytest.mark.optimised
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
     path.relative_to(ROOT).as_posix(): path
-    for path in [*ROOT.glob("README.md"), *sorted((ROOT / "docs").rglob("*.md"))]
+    for path in [*sorted(ROOT.glob("*.md")), ROOT / "examples/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 }
-WITHOUT_CODE: set[str] = {"docs/face_embedding.md"}
+WITHOUT_CODE: set[str] = {
+    *("CHANGELOG.md", "CONTRIBUTING.md", "examples/README.md"),
+    *("docs/asked_elsewhere.md", "docs/face_embedding.md"),
+}
 """Pages that need no Python: what they show is made by commands. Every other page has at least one fence."""
 
 
@@ -158,6 +165,57 @@ def test_page(name, tmp_path, monkeypatch):
 
 def test_pages_without_code_exist():
     assert set(PAGES) >= WITHOUT_CODE
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_rows_of_tables_have_a_cell_for_every_head(name):
+    text = PAGES[name].read_text(encoding="utf-8")
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({row.replace("\\|", "").count("|") for row in table.splitlines()}) == 1, f"{name}:\n{table}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_names_of_the_package_exist(name):
+    """Also those in prose and tables, which nothing runs."""
+    text = PAGES[name].read_text(encoding="utf-8")
+    for dotted in set(re.findall(r"(?<![\w.])ms\.([a-z_]\w*(?:\.[a-z_]\w*)?)", text)):
+        first, _, second = dotted.partition(".")
+        assert hasattr(ms, first), f"{name}: there is no ms.{first}."
+        if isinstance(getattr(ms, first), types.ModuleType) and second:
+            assert hasattr(getattr(ms, first), second), f"{name}: there is no ms.{dotted}."
+
+
+COMMAND = re.compile(r"python (?:-m )?(?P<program>examples/\w+\.py|faces\.\w+)(?P<rest>[^`\n]*)")
+
+
+def commands_of(text):
+    """What a page has to be typed that is a program of the examples, and the options that it is given there."""
+    for command in COMMAND.finditer(text.replace("\\\n", " ")):
+        module = command["program"].removeprefix("examples/").removesuffix(".py")
+        yield module, set(re.findall(r"(?<![\w-])--[a-z][\w-]*", command["rest"]))
+
+
+@functools.cache
+def help_of(module):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit, match=r"^0$"):
+        importlib.import_module(module).main(["--help"])
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_commands_exist_with_their_options(name):
+    for module, options in commands_of(PAGES[name].read_text(encoding="utf-8")):
+        assert importlib.util.find_spec(module) is not None, f"{name}: there is no {module}."
+        unknown = {option for option in options if not re.search(rf"{option}(?![\w-])", help_of(module))}
+        assert not unknown, f"{name}: {module} has no {unknown}."
+
+
+def test_commands_are_found_on_pages():
+    text = "```bash\npython examples/a.py --one 1 \\\n  --two\n```\nand `python -m faces.b x` --no\n"
+    found = list(commands_of(text))
+    assert found == [("a", {"--one", "--two"}), ("faces.b", set())]
+    assert sum(bool(options) for name in PAGES for _, options in commands_of(PAGES[name].read_text())) > 20
 
 
 def docstring_examples():
