@@ -120,7 +120,10 @@ REFUSED = {
     "a list": (lambda: plots.target_slopes([ms.plain()]), TypeError, "margins: expected a mapping .* came list"),
     "not called": (lambda: plots.target_logits({"a": ms.plain}), TypeError, r"margins\['a'\]: expected a Margin"),
     "norm": (lambda: plots.target_logits({"a": ms.plain()}, norm=0.0), ValueError, "norm: .* > 0"),
-    "scales": (lambda: plots.target_logits({"a": ms.normface(np.ones(3, np.float32))}), ValueError, "expected one sca"),
+    "scales": (lambda: plots.target_logits({"a": ms.normface(np.ones(3, np.float32))}), ValueError, "of one example"),
+    "a row": (lambda: plots.target_logits({"a": ms.normface(np.ones(1, np.float32))}), ValueError, "expected one sca"),
+    "of a batch": (lambda: plots.decision_boundaries({"a": ms.elastic_arcface(jax.random.key(0), batch=4)}), ValueError,
+                   r"margins\['a'\]: expected the numbers of one example"),
     "no boundaries": (lambda: plots.decision_boundaries({}), ValueError, "margins"),
     "traced": (lambda: jax.jit(lambda m: plots.target_logits({"a": ms.arcface(m)}))(0.5), TypeError, "outside jit"),
 }  # fmt: skip

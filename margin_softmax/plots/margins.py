@@ -27,7 +27,7 @@ def target_logits(margins: Mapping[str, Margin], *, norm: Numeric = 1.0, ax: Axe
     `s` is the margin's scale, 1 where it has none, so margins of different scales are comparable.
 
     Args:
-      margins: name -> margin, at least one; its scale one number.
+      margins: name -> margin, at least one; its numbers those of one example.
       norm: length of the feature, > 0, for margins that do not normalise it.
       ax: axes to draw on; without it, those of a new figure.
 
@@ -36,7 +36,7 @@ def target_logits(margins: Mapping[str, Margin], *, norm: Numeric = 1.0, ax: Axe
 
     Raises:
       TypeError: `margins` is no mapping of margins.
-      ValueError: it is empty, a scale is not one number, or `norm` is not positive.
+      ValueError: it is empty, a margin is that of a batch, or `norm` is not positive.
       ImportError: `ax` is None, and Matplotlib is not installed.
 
     References:
@@ -63,7 +63,7 @@ def target_slopes(margins: Mapping[str, Margin], *, norm: Numeric = 1.0, ax: Axe
     pale, so that both are seen: a margin in the cosine has the slope of none.
 
     Args:
-      margins: name -> margin, at least one; its scale one number.
+      margins: name -> margin, at least one; its numbers those of one example.
       norm: length of the feature, > 0, for margins that do not normalise it.
       ax: axes to draw on; without it, those of a new figure.
 
@@ -72,7 +72,7 @@ def target_slopes(margins: Mapping[str, Margin], *, norm: Numeric = 1.0, ax: Axe
 
     Raises:
       TypeError: `margins` is no mapping of margins.
-      ValueError: it is empty, a scale is not one number, or `norm` is not positive.
+      ValueError: it is empty, a margin is that of a batch, or `norm` is not positive.
       ImportError: `ax` is None, and Matplotlib is not installed.
 
     Example:
@@ -104,7 +104,7 @@ def decision_boundaries(margins: Mapping[str, Margin], *, norm: Numeric = 1.0, a
 
     Raises:
       TypeError: `margins` is no mapping of margins.
-      ValueError: it is empty, or `norm` is not positive.
+      ValueError: it is empty, a margin is that of a batch, or `norm` is not positive.
       ImportError: `ax` is None, and Matplotlib is not installed.
 
     References:
@@ -204,6 +204,9 @@ def _gaps(margin, norm, theta):
     return jax.vmap(jax.vmap(gap, (0, None)), (None, 0))(theta, theta)
 
 
+_ONE_EXAMPLE = np.ones((1, 2), np.float32), np.eye(2, dtype=np.float32), np.zeros(1, np.int32)
+
+
 def _margins_of(margins):
     for name, margin in _drawing.named("margins", margins).items():
         _inputs.refuse_traced(**{f"margins[{name!r}]": margin})
@@ -211,6 +214,10 @@ def _margins_of(margins):
             raise TypeError(
                 f"margins[{name!r}]: expected a Margin such as ms.arcface(0.5), came {type(margin).__name__}."
             )
+        try:
+            jax.eval_shape(losses.margin_logits, *_ONE_EXAMPLE, margin)
+        except ValueError as error:
+            raise ValueError(f"margins[{name!r}]: expected the numbers of one example. {error}") from error
     return margins
 
 
