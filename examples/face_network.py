@@ -119,7 +119,9 @@ class ResidualBackbone(nnx.Module):
         x = nnx.relu(self.stem_norm(x))
         for block in self.blocks:
             x = block(x)
-        x = self.dropout(self.norm(x).reshape(count, -1), rngs=None if key is None else nnx.Rngs(dropout=key))
+        x = self.norm(x).reshape(count, -1)
+        if not self.dropout.deterministic:  # in evaluation it is nothing, and converters to ONNX need not know it
+            x = self.dropout(x, rngs=None if key is None else nnx.Rngs(dropout=key))
         return self.feature_norm(self.linear(x))
 
 
