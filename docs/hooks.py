@@ -25,7 +25,7 @@ PAGES = {
 }
 """Pages outside this folder -> where they are on the site."""
 
-WIDE = {"losses.md", "face_embedding.md"}
+WIDE = {"losses.md", "face_embedding.md", "reproduced.md"}
 """Pages whose tables are given the room of the table of contents."""
 
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)(?P<path>[^)\s#]+)(?P<rest>[^)]*)(?=\))")
