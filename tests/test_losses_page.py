@@ -16,6 +16,7 @@ import margin_softmax as ms
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
 FACES = (ROOT / "docs" / "face_embedding.md").read_text(encoding="utf-8")
+DIGITS = (ROOT / "docs" / "reproduced.md").read_text(encoding="utf-8")
 
 CLASS_TABLES = {name for name in ms.__all__ if name.endswith("_margins")} | {"logit_adjustment"}
 CONSTRUCTORS = {
@@ -237,14 +238,30 @@ def test_what_is_here_under_another_name_has_no_name():
             assert not {re.sub(r"\W+", sep, name.strip().lower()) for sep in ("_", "")} & set(ms.__all__), name
 
 
-def test_our_own_measurements_are_those_of_their_page():
-    rows = [row for where, header, rows in TABLES if where == "When it helps" for row in rows if "[ours]" in row[2]]
-    assert rows
-    for what, measured, _ in rows:
+def our_own(page):
+    measured = [row for where, _, rows in TABLES if where == "When it helps" for row in rows if "[ours]" in row[2]]
+    assert {re.search(r"\((\w+)\.md", row[2])[1] for row in measured} == {"face_embedding", "reproduced"}
+    return [(what, figures) for what, figures, by in measured if f"({page}.md" in by]
+
+
+def test_our_own_measurements_of_faces_are_those_of_their_page():
+    for what, measured in our_own("face_embedding"):
         name = re.search(r"`ms\.(\w+)`", what)[1]
         difference = measured.rpartition(": ")[2]
         lines = [line for line in FACES.splitlines() if f"`{name}(" in line and line.startswith("|")]
         assert any(f"| {difference} |" in line for line in lines), what
+
+
+def test_our_own_measurements_of_digits_are_those_of_their_page():
+    """A row has the first column of a table there, without a margin and with m = 2, 3, 4."""
+    measured = {tuple(map(float, re.findall(r"\d+\.\d+", figures))) for _, figures in our_own("reproduced")}
+    first = [
+        float(line.split("|")[2].split("±")[0])
+        for line in DIGITS.splitlines()
+        if re.match(r"\| (softmax|L-Softmax, m = \d) \| .* ± ", line)
+    ]
+    assert len(first) == 8
+    assert measured == {tuple(first[4:]), tuple(round(value, 1) for value in first[:4])}
 
 
 ONE_LOSS = '''

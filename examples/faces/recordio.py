@@ -285,17 +285,17 @@ def _refuse_other_property(path: Path, shape: tuple[int, int, int], largest: int
         raise BadFileError(path, f"says {people:,} people, numbered from 0; there is a number {largest:,}.", 0)
 
 
-INDEX = re.compile(rb"(?:\d{1,18}[\t ]+\d{1,18}\r?\n)*+")
+NO_INDEX_LINE = re.compile(rb"^(?!\d{1,18}[\t ]+\d{1,18}\r?\n|\Z)", re.MULTILINE)
 
 
 def read_index(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
     """The keys of an `.idx` file, ascending, and where their records begin: int64 `[N]`; raises `BadFileError`."""
     text = Path(path).read_bytes()
     text += b"" if text.endswith(b"\n") else b"\n"
-    good = INDEX.match(text).end()  # pyright: ignore[reportOptionalMemberAccess]: it matches nothing, at least
-    if good < len(text) or good == 0:
-        line = text[good : good + 80].split(b"\n")[0]
-        raise BadFileError(path, f"expected lines of a key, a tab and an offset, came {line!r}.", good)
+    wrong = NO_INDEX_LINE.search(text)
+    if wrong:
+        line = text[wrong.start() : wrong.start() + 80].split(b"\n")[0]
+        raise BadFileError(path, f"expected lines of a key, a tab and an offset, came {line!r}.", wrong.start())
     table = np.fromstring(text, np.int64, sep=" ").reshape(-1, 2)
     order = np.argsort(table[:, 0], kind="stable")
     table = table[order]
