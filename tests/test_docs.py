@@ -185,7 +185,7 @@ def test_names_of_the_package_exist(name):
             assert hasattr(getattr(ms, first), second), f"{name}: there is no ms.{dotted}."
 
 
-COMMAND = re.compile(r"python (?:-m )?(?P<program>examples/\w+\.py|faces\.\w+)(?P<rest>[^`\n]*)")
+COMMAND = re.compile(r"python (?:-m )?(?P<program>(?:examples/)?\w+\.py|faces\.\w+)(?P<rest>[^`\n]*)")
 
 
 def commands_of(text):

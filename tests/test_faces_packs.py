@@ -276,7 +276,7 @@ def of(files, same, protocol=4):
 
 SMALL = encode(PICTURES[0][1:], "PNG")
 END = "at byte {end}: "
-UNKNOWN = "This byte is where the pickle ends: that of the entry itself is not known"
+UNKNOWN = "This byte is where the pickle ends: the place of what is wrong is not known"
 BAD = {
     "empty": (b"", r"at byte 0: expected a pickle of \(pictures, same\), but it ends"),
     "cut": (of(FILES, SAME)[:-300], "at byte .*, but it ends"),
@@ -293,10 +293,10 @@ BAD = {
     "a frozen set": (pickle.dumps((FILES, frozenset(SAME))), "it asks for a set, which no pack needs"),
     "three": (pickle.dumps((FILES, SAME, 1)), "a list and a list; came another"),
     "pictures are a number": (pickle.dumps((3, SAME)), "a list and a list; came another"),
-    "odd": (of(FILES[:5], SAME), f"lfw.bin, {END}expected two pictures for each pair, came 5, an odd number"),
+    "odd": (of(FILES[:5], SAME), f"lfw.bin, {END}expected two pictures .*, came 5, an odd number. {UNKNOWN}"),
     "fewer pictures": (of(FILES[:4], SAME), f"{END}.*came 4 pictures and 3 entries of same"),
     "fewer entries": (of(FILES, SAME[:2]), f"{END}.*came 6 pictures and 2 entries of same"),
-    "none": (of([], []), f"{END}expected at least one pair, came none"),
+    "none": (of([], []), f"{END}expected at least one pair, came none. {UNKNOWN}"),
     "not 0 or 1": (of(FILES, [1, 0, 2]), f"{END}.*for pair 2, whether it is .*: came another number. {UNKNOWN}"),
     "vast": (of(FILES, [1, 10**5000, 0]), "for pair 1, .* came another number"),
     "array not 0 or 1": (of(FILES, np.array([1, 0, -1])), "for pair 2, .* came another number"),

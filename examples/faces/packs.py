@@ -43,6 +43,7 @@ NEEDLESS = {
     "a dictionary": (pickle.EMPTY_DICT, pickle.DICT, pickle.SETITEM, pickle.SETITEMS),
     "a set": (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET),
 }
+AT_THE_END = "This byte is where the pickle ends: the place of what is wrong is not known."
 # Bytes and text, by the bytes between the opcode and what it holds: of a length, or a quote.
 HOLDING = {
     0: (pickle.UNICODE,),
@@ -204,16 +205,20 @@ def _unpickled(path: Path, content: bytes) -> object:
 
 def _understood(path: Path, tree: object, end: int) -> tuple[Sequence[object], np.ndarray]:
     """The pictures, as the pickle has them, and `[M]`, bool, who is the same. `end` is where the pickle ends."""
+
+    def wrong(words):
+        return BadFileError(path, f"{words} {AT_THE_END}", end)
+
     if not (isinstance(tree, tuple | list) and len(tree) == 2 and isinstance(tree[0], tuple | list)):
-        raise BadFileError(path, "expected a pickle of (pictures, same), a list and a list; came another.", end)
+        raise wrong("expected a pickle of (pictures, same), a list and a list; came another.")
     items, same = tree[0], _same(path, tree[1], end)
     if len(items) % 2:
-        raise BadFileError(path, f"expected two pictures for each pair, came {len(items):,}, an odd number.", end)
+        raise wrong(f"expected two pictures for each pair, came {len(items):,}, an odd number.")
     if len(items) != 2 * len(same):
-        words = f"expected two pictures for each pair, came {len(items):,} pictures and {len(same):,} entries of same."
-        raise BadFileError(path, words, end)
+        came = f"{len(items):,} pictures and {len(same):,} entries of same"
+        raise wrong(f"expected two pictures for each pair, came {came}.")
     if not items:
-        raise BadFileError(path, "expected at least one pair, came none.", end)
+        raise wrong("expected at least one pair, came none.")
     return items, same
 
 
@@ -235,8 +240,7 @@ def _same(path: Path, tree: object, end: int) -> np.ndarray:
 def _wrong(name: Path | str, words: str, item: object, end: int) -> BadFileError:
     place = _place(item)
     if place is None:
-        words = f"{words} This byte is where the pickle ends: that of the entry itself is not known."
-        return BadFileError(name, words, end)
+        return BadFileError(name, f"{words} {AT_THE_END}", end)
     return BadFileError(name, words, place)
 
 

@@ -27,7 +27,7 @@ def target_logits(margins: Mapping[str, Margin], *, norm: Numeric = 1.0, ax: Axe
     `s` is the margin's scale, 1 where it has none, so margins of different scales are comparable.
 
     Args:
-      margins: name -> margin, at least one; its numbers those of one example.
+      margins: name -> margin, at least one; its numbers those of one example, its scale a scalar.
       norm: length of the feature, > 0, for margins that do not normalise it.
       ax: axes to draw on; without it, those of a new figure.
 
@@ -36,7 +36,7 @@ def target_logits(margins: Mapping[str, Margin], *, norm: Numeric = 1.0, ax: Axe
 
     Raises:
       TypeError: `margins` is no mapping of margins.
-      ValueError: it is empty, a margin is that of a batch, or `norm` is not positive.
+      ValueError: it is empty, a margin is that of a batch, its scale no scalar, or `norm` is not positive.
       ImportError: `ax` is None, and Matplotlib is not installed.
 
     References:
@@ -63,7 +63,7 @@ def target_slopes(margins: Mapping[str, Margin], *, norm: Numeric = 1.0, ax: Axe
     pale, so that both are seen: a margin in the cosine has the slope of none.
 
     Args:
-      margins: name -> margin, at least one; its numbers those of one example.
+      margins: name -> margin, at least one; its numbers those of one example, its scale a scalar.
       norm: length of the feature, > 0, for margins that do not normalise it.
       ax: axes to draw on; without it, those of a new figure.
 
@@ -72,7 +72,7 @@ def target_slopes(margins: Mapping[str, Margin], *, norm: Numeric = 1.0, ax: Axe
 
     Raises:
       TypeError: `margins` is no mapping of margins.
-      ValueError: it is empty, a margin is that of a batch, or `norm` is not positive.
+      ValueError: it is empty, a margin is that of a batch, its scale no scalar, or `norm` is not positive.
       ImportError: `ax` is None, and Matplotlib is not installed.
 
     Example:
