@@ -73,6 +73,19 @@ def test_histograms_are_densities_with_the_equal_error_rate():
     assert names == [f"impostor pairs ({np.sum(~same)})", f"genuine pairs ({same.sum()})"]
 
 
+@pytest.mark.parametrize("threshold", np.linspace(0.05, 0.95, 10))
+def test_figures_and_legend_of_a_histogram_never_meet(threshold):
+    """Wherever between the lowest score and the highest the threshold lies."""
+    genuine, impostor = np.linspace(threshold + 0.01, 1.0, 45_000), np.linspace(0.0, threshold - 0.01, 45_000)
+    ax = plots.score_histogram(np.append(genuine, impostor), np.repeat([True, False], 45_000))
+    ax.figure.canvas.draw()
+    note, legend = ax.texts[0].get_window_extent(), ax.get_legend().get_window_extent()
+    assert not note.overlaps(legend)
+    top = max(np.max(patch.get_data().values) for patch in ax.patches)
+    assert note.y0 > ax.transData.transform((0.0, top))[1]
+    plt.close(ax.figure)
+
+
 def test_histograms_of_counts_are_those_of_scores():
     one, other = plots.score_histogram(*scores()), plots.score_histogram(rates.count(*scores()))
     for a, b in zip(one.patches, other.patches, strict=True):

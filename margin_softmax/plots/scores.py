@@ -141,7 +141,7 @@ def score_histogram(
         density, _ = np.histogram(counts.scores, edges, weights=number, density=True)
         ax.stairs(density, edges, fill=True, color=colour, alpha=0.55, label=f"{name} pairs ({number.sum():,})")
     ax.axvline(threshold, color="black", linewidth=1, linestyle="--")
-    ax.set_ylim(0, 1.35 * ax.get_ylim()[1])
+    ax.set_ylim(0, 1.6 * ax.get_ylim()[1])
     note = f"equal error {100 * error:.3g} %\nthreshold {threshold:.3f}\nd' = {d_prime:.3g}"
     right = threshold > edges[[0, -1]].mean()
     side = -1 if right else 1
@@ -149,7 +149,7 @@ def score_histogram(
         note,
         xy=(threshold, 1.0),
         xycoords=("data", "axes fraction"),
-        xytext=(6 * side, -4),
+        xytext=(6 * side, -38),  # below the legend, which may be as wide as what is left beside the line
         textcoords="offset points",
         ha="right" if right else "left",
         va="top",
